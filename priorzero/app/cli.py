@@ -1,0 +1,67 @@
+"""The commands. Light to import, so that ``--help`` and shell completion answer at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from priorzero.utils.launch import own_processes
+
+log = logging.getLogger(__name__)
+
+
+def _configs() -> str:
+    root = Path(__file__).resolve().parents[2] / "configs"  # a checkout; an installed wheel carries its own copy
+    return str(root if root.is_dir() else Path(__file__).resolve().parents[1] / "_configs")
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend from their message alone: shown without a traceback."""
+    from priorzero.app.checkpoint import CheckpointError
+    from priorzero.app.refusals import ConfigError
+    from priorzero.envs.base import EnvError
+    from priorzero.text.prompt import PromptTooLongError
+    from priorzero.utils.models import ModelSourceError
+
+    return CheckpointError, ConfigError, EnvError, ModelSourceError, PromptTooLongError
+
+
+def _run(verb: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    try:
+        return verb(cfg)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, _expected()):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        log.error("%s", cause)
+        sys.exit(1)
+
+
+@hydra.main(version_base="1.3", config_path=_configs(), config_name="train")
+@own_processes
+def train_main(cfg: DictConfig) -> float | None:
+    from priorzero.app.train import train
+
+    return _run(train, cfg)
+
+
+@hydra.main(version_base="1.3", config_path=_configs(), config_name="eval")
+def eval_main(cfg: DictConfig) -> float | None:
+    from priorzero.app.evaluate import evaluate
+
+    return _run(evaluate, cfg)
+
+
+@hydra.main(version_base="1.3", config_path=_configs(), config_name="play")
+def play_main(cfg: DictConfig) -> None:
+    from priorzero.app.play import play
+
+    return _run(play, cfg)

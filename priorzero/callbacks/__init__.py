@@ -1,0 +1,1 @@
+"""When things happen: collection, weight copies, evaluation, round reports. All Lightning glue that is no module."""

@@ -1,0 +1,139 @@
+"""The background collector: plays games beside the training, in a thread or inline.
+
+``inline`` plays a fixed number of steps before every round, so a run is reproducible to the bit. ``thread`` plays all
+the time and the rate limiter holds the ratio between steps played and steps trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+
+from priorzero.callbacks.weights import Mailbox
+from priorzero.collect.actor import Actor
+from priorzero.data.limiter import RateLimiter
+from priorzero.data.replay import Replay
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectorConfig:
+    kind: str  # inline | thread
+    env_steps_per_round: int
+
+
+class Collector(lightning.Callback):
+    """One collector serves both trainers; `close` ends it. Its failures are raised in the training thread."""
+
+    def __init__(
+        self, actor: Actor, replay: Replay, limiter: RateLimiter, mailbox: Mailbox, config: CollectorConfig
+    ) -> None:
+        if config.kind not in ("inline", "thread"):
+            raise ValueError(f"collector.kind must be inline or thread, not {config.kind!r}")
+        self.actor, self.replay, self.limiter, self.mailbox, self.config = actor, replay, limiter, mailbox, config
+        self.collecting = True  # the schedule turns it off for rounds that train on what is there
+        self._lock = threading.Lock()  # held while a step is played
+        self._turnstile = threading.Lock()  # whoever waits for the lock waits in here, so that no one is passed over
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ---------------------------------------------------------------------------------------------------- playing
+
+    def play(self, env_steps: int) -> None:
+        """Play at least so many steps here and now, and store what came out."""
+        goal = self.actor.env_steps + env_steps
+        while self.actor.env_steps < goal:
+            self._tick()
+
+    def _tick(self) -> None:
+        with self._turnstile:
+            self._lock.acquire()
+        try:
+            self.mailbox.deliver(self.actor)
+            for segment in self.actor.tick():
+                self.replay.add(segment)
+                self.limiter.insert(len(segment))
+        finally:
+            self._lock.release()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if self.limiter.wait_insert(self._stop):
+                    self._tick()
+        except BaseException as error:
+            self.limiter.fail(error)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No step is played inside: for evaluation with the same models, and for checkpoints."""
+        with self._turnstile:
+            self._lock.acquire()
+        try:
+            self.mailbox.deliver(self.actor)
+            yield
+        finally:
+            self._lock.release()
+
+    # ---------------------------------------------------------------------------------------------------- callback
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self._thread is None and self.limiter.inserted < self.limiter.min_size:
+            log.info("playing until %d environment steps are stored, before the first update", self.limiter.min_size)
+            while self.limiter.inserted < self.limiter.min_size:
+                self._tick()
+        if self.config.kind == "thread" and self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+            self._thread.start()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.config.kind == "inline" and self.collecting:
+            self.play(self.config.env_steps_per_round)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(outputs, dict) and "priority" in outputs:
+            priority = outputs["priority"].detach().float().cpu().numpy()
+            self.replay.update_priorities(outputs["index"].cpu().numpy(), priority)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        module.log_dict(self.metrics(), batch_size=1)
+
+    def metrics(self) -> dict[str, float]:
+        actor = self.actor
+        player = actor.player
+        results = list(actor.results)
+        metrics = {
+            "collect/env_step": float(actor.env_steps),
+            "collect/episodes": float(actor.finished),
+            "collect/faults": float(sum(actor.envs.faults.values())),
+            "collect/world_model_version": float(actor.versions[0]),
+            "collect/policy_version": float(actor.versions[1]),
+            "collect/vocabulary": float(len(player.vocabulary)),
+            "replay/steps": float(len(self.replay)),
+            "text/encoder_hit_rate": player.encoder.hit_rate,
+        }
+        metrics |= {f"time/{name}_s": seconds for name, seconds in player.seconds.items()}
+        if results:
+            metrics["collect/return"] = sum(r.score for r in results) / len(results)
+            metrics["collect/score_fraction"] = sum(r.score / max(r.max_score, 1) for r in results) / len(results)
+            metrics["collect/episode_steps"] = sum(r.steps for r in results) / len(results)
+        if player.prior is not None:
+            metrics |= player.prior.metrics()
+        return metrics
+
+    def close(self) -> None:
+        """Stop the thread; safe to call twice."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

@@ -1,0 +1,92 @@
+"""Plays the evaluation episodes of the validation loop and keeps their history."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from priorzero.callbacks.collector import Collector
+from priorzero.collect.evaluate import Task, evaluate
+from priorzero.collect.player import Player
+from priorzero.envs.vector import VectorEnv
+from priorzero.types import EpisodeResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    policies: tuple[str, ...]
+    episodes: int
+    seed: int
+    num_envs: int
+
+
+class Evaluation:
+    """``plays`` are what the validation data loaders call: each plays one policy and returns metrics to log."""
+
+    def __init__(
+        self,
+        player: Player,
+        make_envs: Callable[[], VectorEnv],
+        todo: Sequence[Task],
+        config: EvaluationConfig,
+        collector: Collector,
+        *,
+        history_steps: int,
+        folder: Path,
+    ) -> None:
+        self.player, self.todo, self.config, self.collector = player, list(todo), config, collector
+        self.history_steps, self.file = history_steps, folder / "evaluations.jsonl"
+        self._make_envs, self._envs = make_envs, None
+
+    @property
+    def plays(self) -> dict[str, Callable[[], dict[str, float]]]:
+        return {policy: functools.partial(self.play, policy) for policy in self.config.policies}
+
+    def play(self, policy: str) -> dict[str, float]:
+        """``val/<policy>/...`` metrics of one round of evaluation episodes."""
+        with self.collector.paused():
+            results = self.results(policy, self.todo)
+        row = {
+            "env_step": self.collector.actor.env_steps,
+            "versions": list(self.collector.actor.versions),
+            "policy": policy,
+            "results": [asdict(r) for r in results],
+        }
+        with self.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        metrics = summary(results)
+        log.info(
+            "env_step %d: %s scores %.2f of %.2f (%.0f %% won) over %d episodes", row["env_step"], policy,
+            metrics["return"], np.mean([r.max_score for r in results]), 100 * metrics["solved"], len(results)
+        )  # fmt: skip
+        return {f"val/{policy}/{name}": value for name, value in metrics.items()}
+
+    def results(self, policy: str, todo: Sequence[Task]) -> list[EpisodeResult]:
+        if self._envs is None:
+            self._envs = self._make_envs()
+        return evaluate(
+            self.player, self._envs, todo, policy, num_envs=self.config.num_envs, history_steps=self.history_steps
+        )
+
+    def close(self) -> None:
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
+
+
+def summary(results: Sequence[EpisodeResult]) -> dict[str, float]:
+    """Mean score in points, as a fraction of the maximum, steps, and how many episodes reached the maximum."""
+    return {
+        "return": float(np.mean([r.score for r in results])),
+        "score_fraction": float(np.mean([r.score / max(r.max_score, 1) for r in results])),
+        "solved": float(np.mean([r.score >= r.max_score for r in results])),
+        "steps": float(np.mean([r.steps for r in results])),
+    }

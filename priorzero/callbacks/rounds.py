@@ -1,0 +1,114 @@
+"""Tells how the rounds go, and ends a run at a round's end when the user asks for it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import lightning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from priorzero.callbacks.collector import Collector
+
+log = logging.getLogger(__name__)
+
+
+class GracefulStop(lightning.Callback):
+    """Ctrl-C once: finish the round, write a checkpoint, end. Ctrl-C twice: end now."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+
+    def install(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+
+    def uninstall(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        log.warning("stopping after this round with a checkpoint; press Ctrl-C again to stop now without one")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.requested:
+            trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+
+
+class RoundReport(lightning.Callback):
+    """One line a round in the log, a live bar on a terminal, and the rates ``time/...``."""
+
+    def __init__(self, collector: Collector, name: str, progress: LiveProgress | None) -> None:
+        self.collector, self.name, self.progress = collector, name, progress
+        self._start, self._env_step = 0.0, 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._start, self._env_step = time.perf_counter(), self.collector.actor.env_steps
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.progress:
+            self.progress.update(self.name, batch_idx + 1, int(trainer.num_training_batches), self._facts(trainer))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        seconds = time.perf_counter() - self._start
+        updates = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        played = self.collector.actor.env_steps - self._env_step
+        prefix = "policy" if self.name == "policy" else "wm"
+        rates = {f"time/{prefix}_updates_per_s": updates / seconds}
+        if played:
+            rates["time/env_steps_per_s"] = played / seconds
+        module.log_dict(rates, batch_size=1)
+        facts = " | ".join(f"{key} {value}" for key, value in self._facts(trainer).items())
+        log.info("%s round %d | %s | %.1f s", self.name, trainer.current_epoch, facts, seconds)
+
+    def _facts(self, trainer: lightning.Trainer) -> dict[str, str]:
+        facts = {"env_step": str(self.collector.actor.env_steps)}
+        results = list(self.collector.actor.results)
+        if results:
+            facts["return"] = f"{sum(r.score for r in results) / len(results):.2f}"
+        key = "policy/loss" if self.name == "policy" else "wm/loss"
+        if key in trainer.callback_metrics:
+            facts["loss"] = f"{trainer.callback_metrics[key]:.3f}"
+        elapsed = time.perf_counter() - self._start
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed // trainer.accumulate_grad_batches
+        facts["updates/s"] = f"{done / max(elapsed, 1e-9):.1f}"
+        return facts
+
+
+class LiveProgress:
+    """A bar for the rounds of the run, shared by both trainers."""
+
+    def __init__(self, rounds: int) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=Console(stderr=True),
+        )
+        self._rounds = self._bar.add_task("rounds", total=rounds, facts="")
+        self._updates = self._bar.add_task("updates", total=None, facts="")
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def update(self, name: str, done: int, total: int, facts: dict[str, str]) -> None:
+        text = " ".join(f"{key} {value}" for key, value in facts.items())
+        self._bar.update(self._updates, description=name, completed=done, total=total, facts=text)
+
+    def rounds_done(self, done: int) -> None:
+        self._bar.update(self._rounds, completed=done)

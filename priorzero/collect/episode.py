@@ -1,0 +1,131 @@
+"""One episode in the making: what the player has seen, and the segment that is being written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from priorzero.envs.base import GameSpec
+from priorzero.types import Segment, Situation, Step, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy chose in one state, and why. Arrays are over the valid actions [A]."""
+
+    index: int  # of the chosen action
+    visit_probs: np.ndarray  # the policy target: visits of the search, or the policy's own probabilities
+    root_value: float
+    prior_logprobs: np.ndarray | None = None  # language model
+    world_model_probs: np.ndarray | None = None
+    visits: np.ndarray | None = None
+    q: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class Episode:
+    """A running episode. ``advance`` adds a step, ``cut`` takes the steps since the last cut as a `Segment`."""
+
+    spec: GameSpec
+    seed: int
+    number: int
+    step: Step
+    vector: np.ndarray  # [O], the current observation
+    history_steps: int  # how many past turns prompts may need
+    turns: list[Turn] = field(default_factory=list)  # the whole episode
+    vectors: list[np.ndarray] = field(default_factory=list)  # [O] of every past observation
+    action_ids: list[int] = field(default_factory=list)
+    valid: list[tuple[str, ...]] = field(default_factory=list)  # since the last cut, as are the following
+    decisions: list[Decision] = field(default_factory=list)
+    start: int = 0
+
+    @property
+    def actions(self) -> list[str]:
+        return [turn.action for turn in self.turns]
+
+    @property
+    def pending(self) -> int:
+        """Steps since the last cut."""
+        return len(self.turns) - self.start
+
+    def situation(self) -> Situation:
+        recent = self.turns[-self.history_steps :] if self.history_steps else []
+        return Situation(self.step.observation, self.step.valid_actions, tuple(recent), self.step.goal)
+
+    def advance(self, decision: Decision, action_id: int, step: Step, vector: np.ndarray) -> None:
+        """Take the decision; ``step`` is the environment's answer and ``vector`` [O] its encoded observation."""
+        action = self.step.valid_actions[decision.index]
+        self.turns.append(Turn(self.step.observation, action, step.reward))
+        self.vectors.append(self.vector)
+        self.action_ids.append(action_id)
+        self.valid.append(self.step.valid_actions)
+        self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None))
+        self.step, self.vector = step, vector
+
+    def cut(self, *, gamma: float, world_model_version: int, policy_version: int) -> Segment:
+        """The steps since the last cut as a segment; the next one starts here."""
+        turns = self.turns[self.start :]
+        rewards = np.array([turn.reward for turn in turns], np.float32)
+        segment = Segment(
+            game=self.step.game,
+            goal=self.step.goal,
+            episode=self.number,
+            start=self.start,
+            history=tuple(self.turns[max(0, self.start - self.history_steps) : self.start]),
+            observations=(*(turn.observation for turn in turns), self.step.observation),
+            vectors=np.stack([*self.vectors[self.start :], self.vector]),
+            valid_actions=(*self.valid, () if self.step.done else self.step.valid_actions),
+            actions=tuple(turn.action for turn in turns),
+            rewards=rewards,
+            visit_probs=tuple(d.visit_probs for d in self.decisions),
+            root_values=np.array([d.root_value for d in self.decisions], np.float32),
+            prior_logprobs=tuple(d.prior_logprobs for d in self.decisions),
+            terminated=self.step.terminated,
+            truncated=self.step.truncated,
+            world_model_version=world_model_version,
+            policy_version=policy_version,
+            returns=_discounted(rewards, gamma) if self.step.done else None,
+        )
+        self.start = len(self.turns)
+        self.valid, self.decisions = [], []
+        return segment
+
+    def state_dict(self) -> dict[str, Any]:
+        """Enough to play the episode again up to here; plain containers and arrays only."""
+        return {
+            "game": self.spec.name,
+            "seed": self.seed,
+            "number": self.number,
+            "start": self.start,
+            "actions": self.actions,
+            "feedback": self.step.observation.feedback,
+            "decisions": [
+                {
+                    "index": d.index,
+                    "visit_probs": d.visit_probs.tolist(),
+                    "root_value": d.root_value,
+                    "prior_logprobs": None if d.prior_logprobs is None else d.prior_logprobs.tolist(),
+                }
+                for d in self.decisions
+            ],
+        }
+
+
+def decision_from_state(state: dict[str, Any]) -> Decision:
+    prior = state["prior_logprobs"]
+    return Decision(
+        index=state["index"],
+        visit_probs=np.array(state["visit_probs"], np.float32),
+        root_value=state["root_value"],
+        prior_logprobs=None if prior is None else np.array(prior, np.float32),
+    )
+
+
+def _discounted(rewards: np.ndarray, gamma: float) -> np.ndarray:
+    returns, total = np.zeros_like(rewards), 0.0
+    for t in reversed(range(len(rewards))):
+        total = rewards[t] + gamma * total
+        returns[t] = total
+    return returns

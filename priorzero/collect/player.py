@@ -1,0 +1,198 @@
+"""Chooses actions for many running episodes at once: at random, by the prior, or by search with or without it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from priorzero.collect.episode import Decision, Episode
+from priorzero.prior.base import Prior
+from priorzero.search import SearchConfig, search
+from priorzero.search import root as roots
+from priorzero.text.encoder import SentenceEncoder
+from priorzero.text.vocabulary import ActionVocabulary
+from priorzero.types import Context, Observation, Root
+from priorzero.world_model.planner import Planner
+
+POLICIES = ("random", "prior", "wm", "wm_prior")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootPriorConfig:
+    """How the language model's and the world model's policies become the prior at the root (algorithm 3)."""
+
+    llm_weight: float  # w of (1 - w) pi_world_model + w pi_llm: 0 world model only, 1 language model only
+    llm_weight_end: float  # the weight after ``anneal_env_steps``
+    anneal_env_steps: int  # 0: no annealing
+    llm_weight_unsure: float | None  # the weight where the LLM is at its full entropy (in between: linear); null: off
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreConfig:
+    """What collection adds to the search and evaluation leaves out."""
+
+    dirichlet_alpha: float
+    dirichlet_fraction: float
+    temperature: float  # of the visit counts
+    prior_temperature: float  # of the language model's probabilities where it plays alone
+
+
+class Player:
+    """Decides for running episodes. Used from one thread at a time.
+
+    Args:
+        policy_parts: the observation parts that make up an observation vector, in order.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: SentenceEncoder,
+        vocabulary: ActionVocabulary,
+        planner: Planner | None,
+        prior: Prior | None,
+        search: SearchConfig,
+        root_prior: RootPriorConfig,
+        explore: ExploreConfig,
+        observe: Sequence[str],
+        rng: np.random.Generator,
+    ) -> None:
+        self.encoder, self.vocabulary, self.planner, self.prior = encoder, vocabulary, planner, prior
+        self.search_config, self.root_prior, self.explore = search, root_prior, explore
+        self.parts = [Observation._fields.index(part) for part in observe]
+        self.rng = rng
+        self.env_steps = 0  # of the run, for annealing
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def with_rng(self, rng: np.random.Generator) -> Player:
+        """The same models with other random numbers and clocks of its own, for evaluation."""
+        other = copy.copy(self)
+        other.rng, other.seconds = rng, defaultdict(float)
+        return other
+
+    # ------------------------------------------------------------------------------------------------------ encode
+
+    def encode(self, observations: Sequence[Observation]) -> np.ndarray:
+        """Observations to vectors [n, O]: the sentence vectors of the parts, side by side."""
+        start = time.perf_counter()
+        texts = [observation[part] for observation in observations for part in self.parts]
+        vectors = self.encoder.encode(texts).reshape(len(observations), -1)
+        self.seconds["encode"] += time.perf_counter() - start
+        return vectors
+
+    # ------------------------------------------------------------------------------------------------------ decide
+
+    def decide(self, policy: str, episodes: Sequence[Episode], *, explore: bool) -> list[Decision]:
+        """One decision for each episode, by one of `POLICIES`."""
+        self._check(policy)
+        if policy == "random":
+            return [self._random(len(e.step.valid_actions)) for e in episodes]
+        priors = self._ask_prior(episodes) if policy in ("prior", "wm_prior") else [None] * len(episodes)
+        if policy == "prior":
+            return [self._by_prior(logprobs, explore) for logprobs in priors]
+        return self._by_search(episodes, priors, explore)
+
+    def _check(self, policy: str) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
+        if policy.startswith("wm") and self.planner is None:
+            raise ValueError(f"policy {policy!r} searches with a world model, and this run has none")
+        if policy.endswith("prior") and self.prior is None:
+            raise ValueError(f"policy {policy!r} asks a language model, and this run has none (prior=none)")
+
+    def _random(self, actions: int) -> Decision:
+        probs = np.full(actions, 1 / actions, np.float32)
+        return Decision(int(self.rng.integers(actions)), probs, 0.0)
+
+    def _ask_prior(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
+        start = time.perf_counter()
+        result = self.prior.score([e.situation() for e in episodes])
+        self.seconds["prior"] += time.perf_counter() - start
+        return list(result.logprobs)
+
+    def _by_prior(self, logprobs: np.ndarray, explore: bool) -> Decision:
+        if not explore:
+            return Decision(int(logprobs.argmax()), np.exp(logprobs), 0.0, logprobs)
+        scaled = logprobs / self.explore.prior_temperature
+        probs = np.exp(scaled - scaled.max())
+        index = int(self.rng.choice(len(probs), p=probs / probs.sum()))
+        return Decision(index, np.exp(logprobs), 0.0, logprobs)
+
+    def _by_search(
+        self, episodes: Sequence[Episode], priors: Sequence[np.ndarray | None], explore: bool
+    ) -> list[Decision]:
+        start = time.perf_counter()
+        actions, known = self._actions(episodes)
+        self.planner.set_actions(self.vocabulary.vectors())
+        predicted = self.planner.root(self._contexts(episodes), actions, known)
+        legal = actions >= 0
+        wm_probs = roots.masked_softmax(predicted.logits, legal)
+        probs = self._mix(wm_probs, priors, legal)
+        if explore:
+            probs = roots.add_noise(
+                probs, legal, self.explore.dirichlet_alpha, self.explore.dirichlet_fraction, self.rng
+            )
+        result = search(self.planner, Root(actions, probs, predicted.value), self.search_config)
+        temperature = self.explore.temperature if explore else 0.0
+        index = roots.choose(result.visits, legal, temperature, self.rng, probs)
+        self.seconds["search"] += time.perf_counter() - start
+        target = result.visit_probs
+        return [
+            Decision(
+                index=int(index[i]),
+                visit_probs=target[i, :n],
+                root_value=float(result.value[i]),
+                prior_logprobs=priors[i],
+                world_model_probs=wm_probs[i, :n],
+                visits=result.visits[i, :n],
+                q=result.q[i, :n],
+            )
+            for i, n in enumerate(len(e.step.valid_actions) for e in episodes)
+        ]
+
+    def _mix(self, wm_probs: np.ndarray, priors: Sequence[np.ndarray | None], legal: np.ndarray) -> np.ndarray:
+        if priors[0] is None:
+            return wm_probs
+        llm_probs = np.zeros_like(wm_probs)
+        for row, logprobs in zip(llm_probs, priors, strict=True):
+            row[: len(logprobs)] = np.exp(logprobs)
+        mix = self.root_prior
+        weight = mix.llm_weight
+        if mix.anneal_env_steps:
+            done = min(1.0, self.env_steps / mix.anneal_env_steps)
+            weight = mix.llm_weight + done * (mix.llm_weight_end - mix.llm_weight)
+        if mix.llm_weight_unsure is not None:
+            weight = roots.entropy_weight(llm_probs, legal, min(mix.llm_weight_unsure, weight), weight)
+        return roots.mix_priors(wm_probs, llm_probs, weight)
+
+    # ------------------------------------------------------------------------------------------------------ arrays
+
+    def _actions(self, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the valid actions [B, A], padded with -1, and the actions known in each game [B, V]."""
+        ids = [self.vocabulary.add(e.step.game, e.step.valid_actions) for e in episodes]
+        actions = np.full((len(ids), max(map(len, ids))), -1, np.int32)
+        for row, some in zip(actions, ids, strict=True):
+            row[: len(some)] = some
+        known = np.zeros((len(ids), len(self.vocabulary)), bool)
+        for row, episode in zip(known, episodes, strict=True):
+            row[self.vocabulary.members(episode.step.game)] = True
+        return actions, known
+
+    def _contexts(self, episodes: Sequence[Episode]) -> Context:
+        steps = self.planner.config.context_steps
+        vectors = np.zeros((len(episodes), steps, len(episodes[0].vector)), np.float32)
+        actions = np.full((len(episodes), steps - 1), -1, np.int32)
+        length = np.zeros(len(episodes), np.int64)
+        for i, e in enumerate(episodes):
+            past = e.vectors[-(steps - 1) :] if steps > 1 else []
+            n = len(past)
+            vectors[i, steps - 1 - n :] = np.stack([*past, e.vector])
+            if n:
+                actions[i, -n:] = e.action_ids[-n:]
+            length[i] = n + 1
+        return Context(vectors, actions, length)
