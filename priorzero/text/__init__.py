@@ -1,0 +1,1 @@
+"""Strings to vectors and prompts: the sentence encoder, the action vocabulary, prompt templates, answer parsing."""
