@@ -1,0 +1,19 @@
+"""Batched tree search over a model given as a protocol; knows no network and no text."""
+
+from priorzero.search.gumbel import GumbelConfig, GumbelResult, gumbel_search
+from priorzero.search.root import add_noise, choose, entropy_weight, masked_softmax, mix_priors
+from priorzero.search.search import Model, SearchConfig, search
+
+__all__ = [
+    "GumbelConfig",
+    "GumbelResult",
+    "Model",
+    "SearchConfig",
+    "add_noise",
+    "choose",
+    "entropy_weight",
+    "gumbel_search",
+    "masked_softmax",
+    "mix_priors",
+    "search",
+]

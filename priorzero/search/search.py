@@ -1,0 +1,124 @@
+"""Monte-Carlo tree search, batched over the trees of several environments.
+
+The search knows neither networks nor text. It asks a `Model` what lies behind an action, once a simulation for the
+whole batch, and algorithms differ by the selection function that they hand to `grow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from priorzero.search.backup import attach, plant
+from priorzero.search.select import exploration_table, select_puct
+from priorzero.search.tree import ROOT, Tree
+from priorzero.types import Expansion, Root, SearchResult
+
+Select = Callable[[Tree, int, np.ndarray, np.ndarray, np.ndarray], None]
+"""(tree, simulation, parent, slot, action): reads the trees, writes the last three, each [B] int32."""
+
+
+class Model(Protocol):
+    """What the search needs of a world model."""
+
+    def expand(self, node: int, parent: np.ndarray, action: np.ndarray) -> Expansion:
+        """Imagines one step in every tree and says what is there.
+
+        Simulation s makes node s + 1 of every tree; node 0 is the root. So the model can keep its own state of a
+        node at index ``node`` and find the state that it continues from at index ``parent``.
+
+        Args:
+            node: Index of the new node, in every tree.
+            parent: [B] int32, the node where the action is taken. The array is the model's to keep.
+            action: [B] int32, id of the action in the vocabulary. The array is the model's to keep.
+
+        Returns:
+            The states reached. Every row needs a legal action. The number of actions may differ from the root's and
+            from node to node; actions in order of falling probability make the best use of a first visit.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Constants of pUCT search.
+
+    Attributes:
+        simulations: Nodes that each search adds, at least 1.
+        c_init: Weight of the prior.
+        c_base: Visits at which the weight of the prior starts to grow.
+        gamma: Discount of the world model's returns.
+        minmax_floor: Smallest range of Q in a tree that is stretched to 0..1; smaller differences stay small.
+    """
+
+    simulations: int
+    c_init: float
+    c_base: float
+    gamma: float
+    minmax_floor: float
+
+    def __post_init__(self) -> None:
+        check_constants(self.simulations, self.gamma, self.minmax_floor)
+        if not self.c_base > 0:
+            raise ValueError(f"c_base must be above 0, got {self.c_base}")
+        if not self.c_init >= 0:
+            raise ValueError(f"c_init must not be negative, got {self.c_init}")
+
+
+def search(model: Model, root: Root, config: SearchConfig) -> SearchResult:
+    """Plans from ``root`` with pUCT (MuZero, arXiv 1911.08265, appendix B).
+
+    Deterministic: noise, if any, is already in ``root.probs``. The rows do not influence each other.
+
+    Args:
+        model: Called ``config.simulations`` times.
+        root: The decisions, B of them.
+        config: Constants.
+
+    Returns:
+        Visits and Q of the root's actions, and the root's value: the mean of the model's own value and of the values
+        that the simulations backed up, as it is for every other node.
+
+    Raises:
+        ValueError: ``root`` or an answer of the model has a wrong type, shape or content; the message names it.
+    """
+    exploration = exploration_table(config.simulations, config.c_init, config.c_base)
+
+    def select(tree: Tree, _: int, parent: np.ndarray, slot: np.ndarray, action: np.ndarray) -> None:
+        select_puct(tree, exploration, float(config.minmax_floor), parent, slot, action)
+
+    tree = plant(root, config.simulations + 1)
+    tree = grow(tree, model, select, config.simulations, config.gamma)
+    return SearchResult(*root_statistics(tree, root.actions.shape[1]))
+
+
+def grow(tree: Tree, model: Model, select: Select, simulations: int, gamma: float) -> Tree:
+    """Runs the simulations: select in all trees, ask the model once, back up in all trees."""
+    parent = np.empty((simulations, tree.batch), np.int32)
+    action = np.empty((simulations, tree.batch), np.int32)
+    slot = np.empty(tree.batch, np.int32)
+    for s in range(simulations):
+        select(tree, s, parent[s], slot, action[s])
+        tree = attach(tree, s + 1, parent[s], slot, model.expand(s + 1, parent[s], action[s]), float(gamma))
+    return tree
+
+
+def root_statistics(tree: Tree, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Visits [B, A] int32, Q [B, A] float32 (0 where unvisited) and value [B] float32 of the roots."""
+    visits = tree.child_visits[:, ROOT, :width].copy()
+    q = tree.child_q[:, ROOT, :width].astype(np.float32)
+    value = (tree.value_sum[:, ROOT] / tree.visits[:, ROOT]).astype(np.float32)
+    return visits, q, value
+
+
+def check_constants(simulations: int, gamma: float, minmax_floor: float) -> None:
+    """Raises ValueError where a constant that every search has is out of its range."""
+    if simulations < 1:
+        raise ValueError(f"simulations must be at least 1, got {simulations}")
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must lie in 0..1, got {gamma}")
+    if not minmax_floor > 0.0:
+        raise ValueError(f"minmax_floor must be above 0, got {minmax_floor}")
