@@ -1,0 +1,200 @@
+"""What every text game shares: specs, the action filter, and the bookkeeping of an episode.
+
+This module and the games run in worker processes, which must stay small: nothing here imports torch. An observation
+is therefore a plain tuple ``(feedback, look, inventory)``; `priorzero.envs.vector` makes it a
+`priorzero.types.Observation`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import gymnasium
+from gymnasium.spaces import Text, Tuple
+
+PARTS = ("feedback", "look", "inventory")
+FALLBACK_ACTIONS = ("look", "wait")  # offered where a game knows no valid action
+MAX_ACTION_BYTES = 190  # frotz cuts the line at 198
+MAX_TEXT_CHARS = 1 << 16
+_WRITE_FILES = {"save", "restore", "script", "noscript", "unscript", "transcript", "record", "recording", "replay"}
+_LEAVE_EPISODE = {"restart", "quit", "q"}
+_CHANGE_OUTPUT = {"verbose", "superbrief", "brief"}
+_CORRECT_WORDS = {"oops", "o"}  # could turn a harmless line into one of the above
+BLOCKED_VERBS = frozenset(_WRITE_FILES | _LEAVE_EPISODE | _CHANGE_OUTPUT | _CORRECT_WORDS)
+_PRINTABLE = frozenset(string.printable) - frozenset("\t\n\r\x0b\x0c\\")
+_BLOCKED_STEMS = frozenset(verb[:6] for verb in BLOCKED_VERBS)  # old games read six letters of a word
+_COMMANDS = re.compile(r"[.,;:!?\"]|\bthen\b|\band\b")  # one line may hold several commands
+
+
+class EnvError(RuntimeError):
+    """A game cannot be built or played as asked; the message says what to do."""
+
+
+@runtime_checkable
+class GameSpec(Protocol):
+    """Names one game and knows how to build it. Picklable and hashable; importable by name in a worker process."""
+
+    @property
+    def name(self) -> str:
+        """Unique name of the game, the key of its action vocabulary."""
+
+    @property
+    def max_steps(self) -> int:
+        """Steps after which an episode is truncated."""
+
+    def build(self) -> gymnasium.Env:
+        """Makes the environment. Called in a worker process only."""
+
+
+@dataclass(frozen=True)
+class GameSet:
+    """The games to train on and the games to evaluate on."""
+
+    train: tuple[GameSpec, ...]
+    heldout: tuple[GameSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a game says after a reset or an action."""
+
+    observation: tuple[str, str, str]  # feedback, look, inventory
+    score: float
+    terminated: bool
+
+
+def check_common(observe: Sequence[str], max_steps: int) -> tuple[str, ...]:
+    """Checks the options that all specs share.
+
+    Returns:
+        The observation parts in the order of `PARTS`.
+
+    Raises:
+        EnvError: for an unknown or missing part, or a step limit below 1.
+    """
+    unknown = sorted(set(observe) - set(PARTS))
+    if unknown or not observe:
+        raise EnvError(f"observe={list(observe)} is not valid: choose one or more of {', '.join(PARTS)}.")
+    if max_steps < 1:
+        raise EnvError(f"max_steps={max_steps} is not valid: it must be at least 1.")
+    return tuple(part for part in PARTS if part in observe)
+
+
+def action_fault(action: str) -> str:
+    """Says why an action must not reach the interpreter; empty if it may.
+
+    Some characters crash or hang frotz (NUL, a backslash), a newline queues a second command, and some verbs write
+    files or leave the episode.
+    """
+    if not isinstance(action, str):
+        return "is not text"
+    if not _PRINTABLE.issuperset(action):
+        return "holds a character that is not printable ASCII, or a backslash"
+    if len(action) > MAX_ACTION_BYTES:
+        return f"is longer than {MAX_ACTION_BYTES} characters"
+    for command in _COMMANDS.split(action.lower()):
+        verb = next(iter(command.split()), "")
+        if verb[:6] in _BLOCKED_STEMS or verb.startswith(("$", "#", "tw-")):
+            return "is a command to the interpreter, not to the game"
+    return ""
+
+
+def tidy(text: str) -> str:
+    """Strips the text, the ends of its lines and repeated blank lines."""
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
+
+
+class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
+    """An episode of a text game: reward is the score delta, the end is latched, unsafe actions never reach the game.
+
+    Args:
+        spec: the game; ``info["game"]`` is its name.
+        max_score: the best score of the game.
+        goal: the task in words, where the game states one.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self, spec: GameSpec, max_score: float, goal: str = "") -> None:
+        self.name, self.max_steps, self.max_score, self.goal = spec.name, spec.max_steps, float(max_score), goal
+        letters = "".join(chr(code) for code in range(0x20, 0x7F)) + "\n\t"
+        letters += bytes(range(0x80, 0x100)).decode("cp1252", "ignore")
+        text = Text(max_length=MAX_TEXT_CHARS, min_length=0, charset=letters)
+        self.observation_space = Tuple((text, text, text))
+        self.action_space = Text(max_length=MAX_ACTION_BYTES, min_length=1, charset="".join(sorted(_PRINTABLE)))
+        self._steps = 0
+        self._last: Reply | None = None
+        self._over = False
+        self._empty_valid_actions = 0
+
+    @abstractmethod
+    def _begin(self, seed: int | None) -> Reply:
+        """Starts an episode."""
+
+    @abstractmethod
+    def _play(self, action: str) -> Reply:
+        """Sends one safe action to the game."""
+
+    @abstractmethod
+    def _valid_actions(self) -> list[str]:
+        """Actions that are worth trying in the state of the last reply, sorted."""
+
+    @abstractmethod
+    def _world_hash(self) -> str:
+        """Identifies the state of the game world."""
+
+    @abstractmethod
+    def _walkthrough(self) -> list[str] | None:
+        """Actions that win the game, if known."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[tuple[str, str, str], dict[str, Any]]:
+        """Starts an episode; ``info["walkthrough"]`` is a list of actions or None."""
+        super().reset(seed=seed)
+        self._last, self._steps = self._begin(seed), 0
+        self._over = self._last.terminated
+        return self._last.observation, self._info(self._last) | {"walkthrough": self._walkthrough()}
+
+    def step(self, action: str) -> tuple[tuple[str, str, str], float, bool, bool, dict[str, Any]]:
+        """Plays one action. An action that `action_fault` refuses costs a step and changes nothing.
+
+        Raises:
+            EnvError: before the first reset and after the end of an episode.
+        """
+        if self._last is None or self._over:
+            state = "has not begun" if self._last is None else "is over"
+            raise EnvError(f"The episode of {self.name} {state}: call reset before step.")
+        fault = action_fault(action)
+        before = self._last
+        if fault:
+            feedback = f"[priorzero: the action {str(action)[:40]!a} is not allowed: it {fault}.]"
+            reply = Reply((feedback, *before.observation[1:]), before.score, False)
+        else:
+            reply = self._play(action)
+        self._last, self._steps = reply, self._steps + 1
+        truncated = not reply.terminated and self._steps >= self.max_steps
+        self._over = reply.terminated or truncated
+        return reply.observation, float(reply.score - before.score), reply.terminated, truncated, self._info(reply)
+
+    def _info(self, reply: Reply) -> dict[str, Any]:
+        valid = [] if self._over else self._valid_actions()
+        if not valid and not self._over:
+            valid = list(FALLBACK_ACTIONS)
+            self._empty_valid_actions += 1
+        return {
+            "valid_actions": valid,
+            "score": float(reply.score),
+            "max_score": self.max_score,
+            "world_hash": self._world_hash(),
+            "goal": self.goal,
+            "game": self.name,
+            "steps": self._steps,
+            "empty_valid_actions": self._empty_valid_actions,
+        }

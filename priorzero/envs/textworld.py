@@ -1,0 +1,273 @@
+"""TextWorld games: generated on first use, kept in a cache folder, played with the admissible commands as actions.
+
+Source: Cote et al. 2018, "TextWorld: A Learning Environment for Text-based Games". The package imports the GPL-licensed
+interpreter, so it is imported in worker processes only, inside functions. Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, tidy
+
+OptionValue = int | bool | str | None
+_LEVEL_LIMIT = {"coin_collector": 300, "treasure_hunter": 30}
+_DEFAULTS: dict[str, dict[str, OptionValue]] = {
+    "cooking": {
+        "recipe": 1,
+        "take": 0,
+        "go": 1,
+        "open": False,
+        "cook": False,
+        "cut": False,
+        "drop": False,
+        "recipe_seed": None,
+    },
+    "simple": {"rewards": "dense", "goal": "detailed"},
+    "coin_collector": {"level": 1},
+    "treasure_hunter": {"level": 1},
+}
+_CHOICES: dict[str, tuple[OptionValue, ...]] = {
+    "go": (1, 6, 9, 12),
+    "rewards": ("dense", "balanced", "sparse"),
+    "goal": ("detailed", "brief", "none"),
+}
+_EVENT_TAG = re.compile(r"\[[^\]]+\]\n?")  # Inform prints [taking] and the like while a game is traced
+_STATUS_TAG = re.compile(r"<(score|moves)>\n.*?</\1>", re.DOTALL)
+
+
+def check_options(family: str, options: Mapping[str, OptionValue]) -> tuple[tuple[str, OptionValue], ...]:
+    """Checks the options of a family of games and fills in the defaults.
+
+    Returns:
+        All options of the family as sorted pairs.
+
+    Raises:
+        EnvError: for an unknown family, option or value; the message names the valid ones.
+    """
+    if family not in _DEFAULTS:
+        raise EnvError(f"There is no TextWorld family {family!r}: choose one of {', '.join(_DEFAULTS)}.")
+    defaults = _DEFAULTS[family]
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        valid = ", ".join(defaults)
+        raise EnvError(f"The TextWorld family {family!r} has no option {', '.join(unknown)}: its options are {valid}.")
+    values = defaults | dict(options)
+    for name, value in values.items():
+        valid = _valid_values(family, name, values)
+        accepted = isinstance(value, bool) if isinstance(defaults[name], bool) else _is_in(value, valid)
+        if not accepted:
+            shown = f"{valid.start} to {valid.stop - 1}" if isinstance(valid, range) else ", ".join(map(str, valid))
+            raise EnvError(f"{name}={value!r} is not valid for the TextWorld family {family!r}: it must be {shown}.")
+    return tuple(sorted(values.items()))
+
+
+def _valid_values(family: str, name: str, values: Mapping[str, Any]) -> Sequence[OptionValue]:
+    if name == "level":
+        return range(1, _LEVEL_LIMIT[family] + 1)
+    if name == "recipe":
+        return range(1, 6)
+    if name == "take":
+        return range(values["recipe"] + 1 if isinstance(values["recipe"], int) else 1)
+    if name == "recipe_seed":
+        return range(2**32)
+    return _CHOICES.get(name, (True, False))
+
+
+def _is_in(value: OptionValue, valid: Sequence[OptionValue]) -> bool:
+    if value is None:
+        return valid == range(2**32)  # only the recipe seed may be left open
+    return not isinstance(value, bool) and value in valid
+
+
+@dataclass(frozen=True)
+class TextWorldSpec:
+    """One generated game.
+
+    Attributes:
+        family: "cooking", "simple", "coin_collector" or "treasure_hunter".
+        options: pairs (or a mapping) of the family's options; those left out have the defaults of ``tw-make``, except
+            that `recipe_seed` follows `game_seed`, so that games differ in their recipes. Treasure hunter above level
+            20 can take minutes to generate.
+        game_seed: seed of the generated world, 0 to 2**32 - 1.
+        max_steps: step limit of an episode.
+        cache_dir: where generated games are kept; created when needed.
+        observe: which parts of the observation to fill.
+
+    Raises:
+        EnvError: for an unknown family or option, or a value out of range.
+    """
+
+    family: str
+    options: tuple[tuple[str, OptionValue], ...]
+    game_seed: int
+    max_steps: int
+    cache_dir: str
+    observe: tuple[str, ...] = PARTS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", check_options(self.family, dict(self.options)))
+        object.__setattr__(self, "observe", check_common(self.observe, self.max_steps))
+        object.__setattr__(self, "cache_dir", str(Path(self.cache_dir).absolute()))
+        if not 0 <= self.game_seed < 2**32:
+            raise EnvError(f"game_seed={self.game_seed} is not valid: it must be 0 to 2**32 - 1.")
+
+    @property
+    def name(self) -> str:
+        """For example "tw-cooking-r1t1cook-7"; differs for every game."""
+        options = dict(self.options)
+        if self.family == "simple":
+            variant = f"{options['rewards']}-{options['goal']}"
+        elif self.family == "cooking":
+            variant = f"r{options['recipe']}t{options['take']}" + (f"go{options['go']}" if options["go"] != 1 else "")
+            variant += "".join(skill for skill in ("open", "cook", "cut", "drop") if options[skill])
+            variant += "" if options["recipe_seed"] is None else f"-recipe{options['recipe_seed']}"
+        else:
+            variant = f"l{options['level']}"
+        return f"tw-{self.family}-{variant}-{self.game_seed}"
+
+    def build(self) -> gymnasium.Env:
+        """Generates the game if the cache does not hold it, and opens it. Worker processes only."""
+        return TextWorldEnv(self, generate(self))
+
+
+def textworld_games(
+    family: str,
+    options: Mapping[str, OptionValue],
+    train_seeds: Sequence[int],
+    heldout_seeds: Sequence[int],
+    max_steps: int,
+    cache_dir: str | Path,
+    observe: Sequence[str] = PARTS,
+) -> GameSet:
+    """Games of one family: one for each seed. Nothing is generated until a game is played.
+
+    Raises:
+        EnvError: for options that `TextWorldSpec` refuses, or a seed both trained on and held out.
+    """
+    both = sorted(set(train_seeds) & set(heldout_seeds))
+    if both:
+        raise EnvError(f"The TextWorld seeds {both} are both trained on and held out: give each to one side.")
+
+    def specs(seeds: Sequence[int]) -> tuple[TextWorldSpec, ...]:
+        pairs, parts = tuple(options.items()), tuple(observe)
+        return tuple(TextWorldSpec(family, pairs, int(seed), max_steps, str(cache_dir), parts) for seed in seeds)
+
+    return GameSet(specs(train_seeds), specs(heldout_seeds))
+
+
+def generate(spec: TextWorldSpec) -> Path:
+    """Returns the story file of a game, generated if it is not in the cache.
+
+    Several processes may ask at once: one generates, the others wait. A file appears in the cache complete or not at
+    all, and always after the .json that describes the game.
+    """
+    import textworld
+
+    folder = Path(spec.cache_dir) / f"textworld-{textworld.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    story = folder / f"{spec.name}.z8"
+    with open(folder / f"{spec.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (story.exists() and story.with_suffix(".json").exists()):
+            _generate_into(spec, story)
+    return story
+
+
+def _generate_into(spec: TextWorldSpec, story: Path) -> None:
+    import textworld
+    import textworld.challenges
+    from textworld.generator import compile_game
+
+    settings: dict[str, Any] = dict(spec.options) | {"split": None, "test": False}
+    if settings.get("recipe_seed") is None:
+        settings["recipe_seed"] = spec.game_seed
+    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=story.parent))
+    try:
+        options = textworld.GameOptions()
+        options.seeds = spec.game_seed
+        options.path = str(scratch / story.name)
+        make = textworld.challenges.CHALLENGES[f"tw-{spec.family}"][1]
+        compile_game(make(settings, options), options)
+        for name in (story.with_suffix(".json").name, story.name):
+            os.replace(scratch / name, story.parent / name)
+    finally:
+        shutil.rmtree(scratch)
+
+
+class TextWorldEnv(TextGame):
+    """Plays a generated game. Reset seeds change nothing: a generated game has no chance in it.
+
+    The room and the inventory come from commands that are undone at once, which halves the cost of letting TextWorld
+    print them after every command.
+    """
+
+    def __init__(self, spec: TextWorldSpec, story: Path) -> None:
+        import textworld
+
+        infos = textworld.EnvInfos(
+            admissible_commands=True,
+            max_score=True,
+            score=True,
+            objective=True,
+            won=True,
+            lost=True,
+            extras=["walkthrough"],
+        )
+        self._env: Any = textworld.start(str(story), infos)
+        self._env.seed(1)
+        self._observe = spec.observe
+        self._hidden = {part for part in ("look", "inventory") if part in spec.observe}
+        self._state: Any = self._env.reset()
+        super().__init__(spec, self._state.max_score, tidy(self._state.objective))
+
+    def close(self) -> None:
+        """Closes the game for good; safe to call twice."""
+        self._env.close()
+        self._last = None
+
+    def _begin(self, seed: int | None) -> Reply:
+        self._state = self._env.reset()
+        banner = self._state.feedback.rfind("$$")  # the title is drawn with dollar signs
+        end = self._state.feedback.find("\n", banner) if banner >= 0 else 0
+        return self._reply(self._state.feedback[end:], terminated=False)
+
+    def _play(self, action: str) -> Reply:
+        self._state, _, terminated = self._env.step(action)
+        return self._reply(self._state.feedback, terminated)
+
+    def _reply(self, feedback: str, terminated: bool) -> Reply:
+        shown = tidy(feedback) if "feedback" in self._observe else ""
+        look, inventory = (
+            "" if terminated or part not in self._hidden else self._peek(part) for part in ("look", "inventory")
+        )
+        return Reply((shown, look, inventory), float(self._state.score), terminated)
+
+    def _peek(self, command: str) -> str:
+        """The answer to a command that is undone: it costs no step and moves nothing."""
+        interpreter = self._env.unwrapped._jericho
+        before = interpreter.get_state()
+        text, _, _, _ = interpreter.step(command)
+        interpreter.set_state(before)
+        return tidy(_STATUS_TAG.sub("", _EVENT_TAG.sub("", text)))
+
+    def _valid_actions(self) -> list[str]:
+        return sorted(set(self._state.admissible_commands) - self._hidden)
+
+    def _world_hash(self) -> str:
+        facts = sorted(str(fact) for fact in self._state["_facts"])
+        return hashlib.blake2b("\n".join([str(self._state.score), *facts]).encode(), digest_size=16).hexdigest()
+
+    def _walkthrough(self) -> list[str] | None:
+        return self._state.get("extra.walkthrough")

@@ -1,0 +1,231 @@
+"""Real games in real workers: TextWorld games made here, and Jericho story files where there are some."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from priorzero.envs.base import FALLBACK_ACTIONS, GameSpec
+from priorzero.envs.jericho import JerichoSpec, jericho_games
+from priorzero.envs.stories import StoryError
+from priorzero.envs.textworld import TextWorldSpec
+from priorzero.envs.vector import VectorEnv
+from priorzero.types import Step
+
+RECIPE = (("recipe", 1), ("take", 1), ("cook", True))
+
+
+@pytest.fixture(scope="module")
+def envs() -> Iterator[VectorEnv]:
+    with VectorEnv(2, timeout_s=60, reset_timeout_s=120) as vector:
+        yield vector
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("textworld"))
+
+
+def replay(envs: VectorEnv, spec: GameSpec, actions: list[str], seed: int | None = None) -> list[Step]:
+    steps = envs.reset([0], [spec], [seed])
+    for action in actions:
+        if steps[-1].done:
+            break
+        steps += envs.step([0], [action])
+    return steps
+
+
+def run_alone(code: str, hash_seed: int = 0) -> list:
+    """Runs code in a process of its own, where GPL packages may be imported; returns what it prints as JSON."""
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+# -------------------------------------------------------------------------------------------------------- TextWorld
+
+
+def test_cooking_walkthrough_wins(envs: VectorEnv, cache_dir: str):
+    spec = TextWorldSpec("cooking", RECIPE, 1, 100, cache_dir)
+    actions = envs.walkthrough(spec)
+    steps = replay(envs, spec, actions)
+    first, last = steps[0], steps[-1]
+    assert (last.score, last.max_score, last.terminated, last.truncated) == (4, 4, True, False)
+    assert sum(step.reward for step in steps) == 4  # differences, not the running score
+    assert first.goal.startswith("You are hungry!")
+    assert "$$" not in first.observation.feedback
+    assert first.observation.look.startswith("-= Kitchen =-")
+    assert first.observation.inventory == "You are carrying nothing."
+    assert not {"look", "inventory"} & set(first.valid_actions)
+    assert list(first.valid_actions) == sorted(set(first.valid_actions))
+    assert {"examine cookbook"} <= set(first.valid_actions)
+    for step, action in zip(steps, actions, strict=False):
+        assert action in (*step.valid_actions, "inventory")
+        assert not any(mark in "".join(step.observation) for mark in ("<score>", "<moves>", "[taking", "succeeded]"))
+
+
+def test_same_seed_is_the_same_game_in_another_cache(envs: VectorEnv, cache_dir: str, tmp_path: Path):
+    one, same = (TextWorldSpec("cooking", RECIPE, 1, 100, folder) for folder in (cache_dir, str(tmp_path)))
+    other = TextWorldSpec("cooking", RECIPE, 2, 100, cache_dir)
+    walkthrough = envs.walkthrough(one)
+    assert envs.walkthrough(same) == walkthrough
+    assert replay(envs, one, walkthrough, 1) == replay(envs, same, walkthrough, 5)
+    assert envs.reset([0], [other], [1])[0].observation != envs.reset([0], [one], [1])[0].observation
+    assert sorted(p.suffix for p in tmp_path.glob("textworld-*/*")) == [".json", ".lock", ".z8"]
+
+
+def test_two_workers_that_want_one_game_make_it_once(envs: VectorEnv, tmp_path: Path):
+    spec = TextWorldSpec("coin_collector", (("level", 2),), 3, 100, str(tmp_path))
+    first, second = envs.reset([0, 1], [spec, spec], [1, 1])
+    assert first == second
+    assert not list(tmp_path.glob("*/.making-*"))
+
+
+@pytest.mark.parametrize("family", ["simple", "treasure_hunter"])
+def test_other_families_are_won_by_their_walkthroughs(envs: VectorEnv, cache_dir: str, family: str):
+    spec = TextWorldSpec(family, (), 4, 100, cache_dir)
+    last = replay(envs, spec, envs.walkthrough(spec))[-1]
+    assert last.terminated
+    assert last.score == last.max_score
+
+
+def test_parts_that_are_not_observed_stay_empty(envs: VectorEnv, cache_dir: str):
+    spec = TextWorldSpec("cooking", RECIPE, 1, 100, cache_dir, ("feedback", "inventory"))
+    (step,) = envs.reset([0], [spec], [1])
+    assert step.observation.look == ""
+    assert "look" in step.valid_actions
+    assert "inventory" not in step.valid_actions
+
+
+def test_refused_actions_do_not_reach_textworld(envs: VectorEnv, cache_dir: str):
+    spec = TextWorldSpec("cooking", RECIPE, 1, 100, cache_dir)
+    before = envs.reset([0], [spec], [1])[0]
+    for action in ("a\0b", "tw-print state", "save", "x" * 300):
+        (step,) = envs.step([0], [action])
+        assert (step.reward, step.fault, step.world_hash) == (0, "", before.world_hash)
+
+
+# ---------------------------------------------------------------------------------------------------------- Jericho
+
+
+def story(games_dir: Path, name: str, **options: object) -> JerichoSpec:
+    if not list(games_dir.glob(f"{name}.z*")):
+        pytest.skip(f"no story file {name} in {games_dir}: set PRIORZERO_GAMES to a folder that has it")
+    return jericho_games(name, [games_dir], 1000, **options).train[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "score"), [("detective", 360), ("zork1", 350)])
+def test_walkthrough_reaches_the_recorded_score(envs: VectorEnv, games_dir: Path, name: str, score: int):
+    spec = story(games_dir, name, valid_actions="none")
+    steps = replay(envs, spec, envs.walkthrough(spec))
+    assert (steps[-1].score, steps[-1].max_score, steps[-1].terminated) == (score, score, True)
+    assert steps[0].score + sum(step.reward for step in steps) == score
+    assert all(step.observation.look and step.observation.inventory for step in steps[:-1])
+    assert steps[0].valid_actions == FALLBACK_ACTIONS
+
+
+def test_look_inventory_and_valid_actions_cost_nothing(games_dir: Path):
+    spec = story(games_dir, "zork1")
+    code = f"""
+import json, jericho
+from priorzero.envs.jericho import JerichoSpec
+env = JerichoSpec({spec.story!r}, 1000).build()
+env.reset(seed=7)
+raw = jericho.FrotzEnv({spec.story!r}, 7)
+raw.reset()
+rows = []
+for action in "n,n,u,get egg,d,s,e,open window,w,get sack,w,get lamp,look".split(","):
+    env.step(action)
+    raw.step(action)
+    rows.append([[g.get_moves(), g.get_score(), g.get_state()[0].tobytes().hex(), g.get_state()[7][0].item()]
+                 for g in (env._game, raw)])
+print(json.dumps([a == b for a, b in rows]))
+"""
+    assert all(run_alone(code))
+
+
+def test_valid_actions_do_not_depend_on_the_hash_seed(games_dir: Path):
+    spec = story(games_dir, "zork1")
+    code = f"""
+import json
+from priorzero.envs.jericho import JerichoSpec
+env = JerichoSpec({spec.story!r}, 1000).build()
+_, info = env.reset(seed=3)
+found = [info["valid_actions"]]
+for action in ["open mailbox", "take leaflet", "north", "north", "up", "take egg"]:
+    found.append(env.step(action)[-1]["valid_actions"])
+print(json.dumps(found))
+"""
+    first, second = (run_alone(code, hash_seed) for hash_seed in (1, 2))
+    assert first == second
+    assert all(actions == sorted(set(actions)) for actions in first)
+    assert first[0] == ["north", "open mailbox", "south", "west"]
+    assert {"take egg", "down"} <= set(first[5])
+
+
+def test_episodes_repeat_with_their_seed(envs: VectorEnv, games_dir: Path):
+    spec = story(games_dir, "zork1", valid_actions="none")
+    way = [
+        "n",
+        "e",
+        "open window",
+        "w",
+        "w",
+        "get lamp",
+        "get sword",
+        "move rug",
+        "open trapdoor",
+        "light lamp",
+        "d",
+        "n",
+    ]
+    way += ["kill troll with sword"] * 4
+    runs = {seed: [replay(envs, spec, way, seed) for _ in range(2)] for seed in (0, 1, 2)}
+    assert all(once == again for once, again in runs.values())
+    assert runs[0][0] == runs[1][0]  # 0 counts as 1
+    assert runs[1][0] != runs[2][0]
+
+
+def test_unsafe_actions_do_not_reach_the_interpreter(envs: VectorEnv, games_dir: Path):
+    spec = story(games_dir, "zork1", valid_actions="none")
+    before = envs.reset([0], [spec], [1])[0]
+    for action in (
+        "a\0b",
+        "\\x",
+        "\\U",
+        "look\nnorth",
+        "\ud800",
+        "öffne",
+        "x" * 300,
+        "save",
+        "script",
+        "quit",
+        "restart",
+    ):
+        (step,) = envs.step([0], [action])
+        assert step.observation.feedback.startswith("[priorzero: the action")
+        assert (step.reward, step.done, step.fault, step.world_hash) == (0, False, "", before.world_hash)
+    (step,) = envs.step([0], [""])
+    assert step.fault == ""
+    assert envs.step([0], ["open mailbox"])[0].observation.feedback == "Opening the small mailbox reveals a leaflet."
+    assert not envs.faults
+
+
+def test_unknown_release_is_refused_by_name(envs: VectorEnv, games_dir: Path, tmp_path: Path):
+    data = bytearray(Path(story(games_dir, "zork1").story).read_bytes())
+    data[-1] ^= 1  # in the padding: header and checksum stay right
+    (tmp_path / "mine.z5").write_bytes(data)
+    (spec,) = jericho_games("mine", [tmp_path], 100).train
+    with pytest.raises(StoryError, match=r"no bindings for .*mine\.z5"):
+        envs.reset([0], [spec], [1])
+    (tmp_path / "mine.z5").write_bytes(data[:5000])
+    with pytest.raises(StoryError, match="cut off"):
+        jericho_games("mine", [tmp_path], 100)
+    with pytest.raises(StoryError, match="cut off"):  # the worker checks again
+        envs.reset([0], [spec], [1])
