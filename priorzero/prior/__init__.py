@@ -1,0 +1,1 @@
+"""Scores the valid actions of a situation: batched, cached, stamped with a policy version. No losses, no search."""

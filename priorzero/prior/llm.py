@@ -1,0 +1,160 @@
+"""A language model as prior, run by transformers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from priorzero.policy.load import LanguageModel
+from priorzero.policy.logprobs import answer_logprobs, pack
+from priorzero.prior.base import check_situations
+from priorzero.prior.cache import PriorCache
+from priorzero.rl.policy_loss import action_logprobs
+from priorzero.text.prompt import PromptBuilder
+from priorzero.types import PriorResult, Situation
+
+
+@dataclass(frozen=True)
+class _Query:
+    """One situation in tokens; equal queries have equal scores under the same weights."""
+
+    prompt: tuple[int, ...]
+    actions: tuple[str, ...]
+
+
+class LLMPrior:
+    """Scores valid actions by the likelihood of their text after the prompt.
+
+    Equal situations are computed once, in a call and (while the weights stay) between calls. One lock makes ``score``
+    and ``load_weights`` safe against each other; the model must not be one that a trainer changes.
+
+    Args:
+        language_model: the model, with its own weights. It is put into eval mode.
+        prompts: writes the prompts and answers.
+        temperature: divides the scores before the softmax; above 1 flattens the prior.
+        normalise_length: score an action by the mean instead of the sum of its tokens' log-probabilities.
+        cache_size: situations remembered, for the present weights.
+        max_batch_tokens: padded tokens in one forward pass; a situation that alone needs more goes alone.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        prompts: PromptBuilder,
+        *,
+        temperature: float,
+        normalise_length: bool,
+        cache_size: int,
+        max_batch_tokens: int,
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"the temperature of a prior is positive, not {temperature}")
+        self.language_model = language_model
+        self.prompts = prompts
+        self.temperature = temperature
+        self.normalise_length = normalise_length
+        self.max_batch_tokens = max_batch_tokens
+        self.version = 0
+        self._model: nn.Module = language_model.model.eval()
+        self._cache = PriorCache(cache_size)
+        self._lock = threading.Lock()
+        self._hits = self._misses = self._forwards = 0
+        self._seconds = 0.0
+
+    def score(self, situations: Sequence[Situation]) -> PriorResult:
+        """See ``Prior.score``.
+
+        Raises:
+            ValueError: a situation has no valid action.
+            PromptTooLongError: an observation does not fit into the prompt's budget.
+        """
+        check_situations(situations)
+        with self._lock:
+            begin = time.perf_counter()
+            queries = [_Query(tuple(self.prompts.prompt(s)), s.valid_actions) for s in situations]
+            known = {q: found for q in set(queries) if (found := self._cache.get((self.version, q))) is not None}
+            missing = [q for q in dict.fromkeys(queries) if q not in known]
+            for batch in self._batches(missing):
+                known.update(zip(batch, self._compute(batch), strict=True))
+            for query in missing:
+                self._cache.put((self.version, query), known[query])
+            hits = len(queries) - len(missing)
+            self._hits += hits
+            self._misses += len(missing)
+            self._seconds += time.perf_counter() - begin
+            return PriorResult(tuple(known[q].copy() for q in queries), version=self.version, cache_hits=hits)
+
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Takes over new weights, and forgets the scores of the old ones.
+
+        Args:
+            state: what ``PolicyModule.trainable_state`` returned.
+            version: the policy version that they are.
+
+        Raises:
+            ValueError: the names are not the trainable weights of this model (another LoRA setting, for example).
+        """
+        with self._lock:
+            own = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+            if own.keys() != state.keys():
+                different = sorted(own.keys() ^ state.keys())
+                raise ValueError(
+                    f"{len(different)} weights are on one side only, {different[0]!r} for example: the prior's model "
+                    "and the trained one need the same source and the same LoRA settings"
+                )
+            with torch.no_grad():
+                for name, weight in own.items():
+                    weight.copy_(state[name])
+            self.version = version
+            self._cache.use_version(version)
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the last call: hits, misses, forwards, seconds, states a second."""
+        with self._lock:
+            total = self._hits + self._misses
+            result = {
+                "prior/cache_hits": float(self._hits),
+                "prior/cache_misses": float(self._misses),
+                "prior/cache_hit_rate": self._hits / max(total, 1),
+                "prior/forwards": float(self._forwards),
+                "prior/seconds": self._seconds,
+                "prior/states_per_s": total / self._seconds if self._seconds else 0.0,
+                "prior/version": float(self.version),
+            }
+            self._hits = self._misses = self._forwards = 0
+            self._seconds = 0.0
+            return result
+
+    def _batches(self, queries: Sequence[_Query]) -> Iterator[list[_Query]]:
+        """Queries of similar length together, each batch within the token budget."""
+        batch: list[_Query] = []
+        longest = 0
+        for query in sorted(queries, key=self._length):
+            longest = max(longest, self._length(query))
+            if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
+                yield batch
+                batch, longest = [], self._length(query)
+            batch.append(query)
+        if batch:
+            yield batch
+
+    def _length(self, query: _Query) -> int:
+        return len(query.prompt) + sum(len(answer) - 1 for answer in self.prompts.answers(query.actions))
+
+    def _compute(self, batch: Sequence[_Query]) -> list[np.ndarray]:
+        answers = [self.prompts.answers(q.actions) for q in batch]
+        packed = pack([q.prompt for q in batch], answers, self.language_model.pad_id)
+        device = next(self._model.parameters()).device
+        with torch.no_grad():
+            sums, counts = answer_logprobs(self._model, packed.to(device))
+            logprobs = action_logprobs(sums, counts, self.temperature, self.normalise_length).cpu().numpy()
+        self._forwards += 1
+        if np.isnan(logprobs).any():
+            raise RuntimeError("the language model gave nan scores: its weights or its dtype are broken")
+        return [row[: len(q.actions)].copy() for row, q in zip(logprobs, batch, strict=True)]
