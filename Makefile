@@ -32,6 +32,7 @@ test: models
 	@$(RUN) -m pytest $(TEST_ARGS)
 
 setup: $(STAMP)
+	@echo "==> .venv is ready"
 
 models: $(STAMP)
 	@echo "==> fetching the embedded models (the first time about 180 MB and a minute)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
@@ -100,7 +100,7 @@ def _job_arguments(job: Any) -> list[str]:
 
 
 @contextmanager
-def _job_folder(job: Any) -> Iterator[None]:
+def _job_folder(job: Any) -> Generator[None]:
     """Let ``hydra.run.dir``, which Lightning hands to the ranks, be the folder of this job of the sweep."""
     from omegaconf import open_dict, read_write
 
@@ -114,7 +114,7 @@ def _job_folder(job: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _clean_after() -> Iterator[None]:
+def _clean_after() -> Generator[None]:
     """Give the command line and the environment back, and leave the process group, however the job ends."""
     arguments, variables = sys.argv[:], {name: os.environ.get(name) for name in _LEFT_BY_STRATEGY}
     try:
