@@ -5,8 +5,9 @@ format, and the *answer prefix* (``Action:``). The prefix belongs to the prompt,
 tokens of an action. An answer is the action's own tokens and one token that ends it: without the end, "open" would be a
 prefix of "open mailbox".
 
-The wording is the best and the shortest of 14 that were tried with SmolLM2-135M-Instruct on TextWorld cooking games.
-A goal that stands last helped more than anything in the system text; listing the valid actions did not help.
+The wording was chosen among some 15 with SmolLM2-135M-Instruct on 20 states of 4 TextWorld cooking games, by the mean
+probability of the walkthrough's next action: it is the shortest of those that did best, and the differences between
+those are within noise.
 """
 
 from __future__ import annotations
