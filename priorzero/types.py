@@ -221,12 +221,14 @@ class TensorRecord:
 class WorldModelBatch(TensorRecord):
     """``B`` windows of ``S`` steps. Step ``t`` is real where ``t < length``; windows are padded at the end.
 
+    The padding after a true end is the absorbing state: the last observation again, any actions, rewards of 0.
+
     Tokens in time order: observation 0, action 0, observation 1, ..., observation S. Actions are indices into
     ``candidates``, the distinct actions of the batch.
     """
 
     observation: Tensor  # [B, S + 1, O] float; real up to index ``length`` inclusive
-    action: Tensor  # [B, S] int64 into candidates; 0 where padded
+    action: Tensor  # [B, S] int64 into candidates; where padded 0, or any after a true end
     reward: Tensor  # [B, S] float; 0 where padded
     length: Tensor  # [B] int64, 1..S: real steps
     terminated: Tensor  # [B] bool: step ``length - 1`` ended the game, so observation ``length`` is worth 0

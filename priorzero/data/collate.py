@@ -35,6 +35,8 @@ def world_model_batch(
 ) -> WorldModelBatch:
     """Windows of ``S = unroll + bootstrap`` steps; what lies past a segment's end is padding.
 
+    Past a true end the padding is the absorbing state: the last observation with random actions.
+
     Candidates are, in the order of their ids: the valid actions of the trained steps, the played actions, and of every
     game in the batch the other actions known there, as negatives. A step without visits (nobody searched) has a policy
     target of all zeros.
@@ -49,7 +51,7 @@ def world_model_batch(
         index: [B] int64, handed through.
         max_known: at most so many known actions a game, drawn without replacement; None for all, 0 for none
             (where only values are asked for).
-        rng: draws them, in alphabetical order of the games; unused where all fit.
+        rng: draws the actions of absorbing states, and known actions in alphabetical order of the games.
 
     Raises:
         KeyError: an action is not in the vocabulary.
@@ -62,6 +64,8 @@ def world_model_batch(
     reward = np.zeros((len(windows), span), np.float32)
     for row, (segment, start, length) in enumerate(windows):
         observation[row, : length + 1] = segment.vectors[start : start + length + 1]
+        if _ended(segment, start, length):
+            observation[row, length + 1 :] = segment.vectors[-1]
         reward[row, :length] = segment.rewards[start : start + length]
     played = vocabulary.ids([a for s, start, n in windows for a in s.actions[start : start + n]])
     valid = _ValidActions(windows, unroll, vocabulary)
@@ -74,13 +78,16 @@ def world_model_batch(
     column = np.cumsum(used) - 1  # [V], of a vocabulary id among the candidates
     action = np.zeros((len(windows), span), np.int64)
     action[np.arange(span) < np.array(lengths)[:, None]] = column[played]
+    for row, (segment, start, length) in enumerate(windows):
+        if _ended(segment, start, length):
+            action[row, length:] = rng.integers(len(candidates), size=span - length)
     legal, policy = valid.spread(column[valid.ids], len(candidates))
     return WorldModelBatch(
         observation=torch.from_numpy(observation),
         action=torch.from_numpy(action),
         reward=torch.from_numpy(reward),
         length=torch.tensor(lengths),
-        terminated=torch.tensor([s.terminated and start + n == len(s) for s, start, n in windows]),
+        terminated=torch.tensor([_ended(*window) for window in windows]),
         candidates=torch.from_numpy(vectors[candidates]),
         legal=legal,
         known=_known(segments, members, candidates, len(vectors)),
@@ -97,6 +104,11 @@ def _windows(segments: Sequence[Segment], starts: Sequence[int], span: int) -> l
         if start < 0 or length < 1:
             raise ValueError(f"step {start} is not a step of a segment of {len(segment)} steps")
     return windows
+
+
+def _ended(segment: Segment, start: int, length: int) -> bool:
+    """Whether the game truly ended with the window's last step."""
+    return segment.terminated and start + length == len(segment)
 
 
 def _subset(ids: np.ndarray, limit: int | None, rng: np.random.Generator) -> np.ndarray:

@@ -11,11 +11,12 @@ from priorzero.search.tree import ROOT, UNVISITED, Tree
 
 
 def exploration_table(simulations: int, c_init: float, c_base: float) -> np.ndarray:
-    """The pUCT factor ``[c_init + log((N + c_base + 1) / c_base)] sqrt(N)`` for N = 0..simulations, float64.
+    """The pUCT factor ``[c_init + log((N + c_base + 1) / c_base)] sqrt(max(N, 1))`` for N = 0..simulations, float64.
 
-    Source: MuZero, arXiv 1911.08265, appendix B, equation 2.
+    Source: MuZero, arXiv 1911.08265, appendix B, equation 2. There N = 0 makes every score 0, and the first simulation
+    of a node goes to whatever comes first; taken as 1 it goes to the action that the prior likes best.
     """
-    factors = [(c_init + math.log((n + c_base + 1) / c_base)) * math.sqrt(n) for n in range(simulations + 1)]
+    factors = [(c_init + math.log((n + c_base + 1) / c_base)) * math.sqrt(max(n, 1)) for n in range(simulations + 1)]
     return np.array(factors, np.float64)
 
 
@@ -28,8 +29,7 @@ def select_puct(
     At each node the action with the highest score is followed, the lowest slot among equals:
     ``score(a) = P(a) exploration[N] / (1 + n(a)) + (Q(a) - q_min) / max(q_max - q_min, floor)``.
     n(a) counts the visits of the child, N is their sum over the actions. Q of an unvisited action is the plain mean
-    of Q over the visited ones. Where none is visited N is 0, so all scores are equal whatever Q is taken, and the
-    first legal action is it; models that list their actions by falling probability lose nothing by that.
+    of Q over the visited ones. Where none is visited only the prior counts.
 
     Args:
         tree: The trees; only read.

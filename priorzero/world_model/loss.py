@@ -29,7 +29,8 @@ class Targets:
     policy: Tensor  # [B, T, U]
     legal: Tensor  # [B, T, U] bool
     known: Tensor  # [B, U] bool
-    real: Tensor  # [B, T] bool
+    real: Tensor  # [B, T] steps that were played: they have a policy target
+    modelled: Tensor  # [B, T] these and the absorbing steps after a true end: they have all other targets
     weight: Tensor  # [B]
 
 
@@ -66,6 +67,10 @@ def world_model_loss(p: Predictions, t: Targets, weights: LossWeights) -> tuple[
     10 MSE(latent) + CE(reward) + 0.5 CE(value) + CE(policy) - 0.05 H(policy) with the published weights. The policy's
     cross-entropy runs over all known actions of the game, so that the head also learns which are valid: search needs
     that in imagined states. Its entropy runs over the valid ones.
+
+    Steps after a true end count as absorbing (MuZero, arXiv 1911.08265, appendix G): nothing changes, nothing is paid,
+    the value is 0. Without them the value of an ended game is whatever the network makes of it, and search walks into
+    losing moves.
     """
     known = t.known.unsqueeze(1) | t.legal
     parts = {
@@ -75,7 +80,8 @@ def world_model_loss(p: Predictions, t: Targets, weights: LossWeights) -> tuple[
         "policy": cross_entropy(p.policy_logits.float().masked_fill(~known, -1e9), t.policy),
         "entropy": entropy(p.policy_logits, t.legal),
     }
-    means = {name: masked_mean(x, t.real, t.weight) for name, x in parts.items()}
+    masks = {"policy": t.real, "entropy": t.real}
+    means = {name: masked_mean(x, masks.get(name, t.modelled), t.weight) for name, x in parts.items()}
     total = (
         weights.latent * means["latent"]
         + weights.reward * means["reward"]

@@ -104,6 +104,7 @@ class WorldModelModule(lightning.LightningModule):
         steps = batch.unroll
         value_target = self._value_targets(batch, target_value)
         real = torch.arange(steps, device=batch.length.device) < batch.length.unsqueeze(1)
+        modelled = real | batch.terminated.unsqueeze(1)
         support = self.model.support
         targets = Targets(
             latent=target_latent[:, 1 : steps + 1],
@@ -113,6 +114,7 @@ class WorldModelModule(lightning.LightningModule):
             legal=batch.legal,
             known=batch.known,
             real=real.float(),
+            modelled=modelled.float(),
             weight=batch.weight,
         )
         return targets, value_target, real.float()

@@ -58,8 +58,11 @@ def test_windows_past_the_end_are_padded(terminated):
     assert batch.length.tolist() == [2, 1]
     assert batch.terminated.tolist() == [terminated] * 2
     assert batch.reward.tolist() == [[1, 2, 0, 0], [2, 0, 0, 0]]
-    assert batch.observation[1].tolist() == [[0, 2, 1], [0, 3, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert batch.action.tolist() == [[1, 2, 0, 0], [2, 0, 0, 0]]
+    after = [0, 3, 1] if terminated else [0, 0, 0]  # a true end is an absorbing state
+    assert batch.observation[1].tolist() == [[0, 2, 1], [0, 3, 1], after, after, after]
+    padding = [batch.action[0, 2:], batch.action[1, 1:]]
+    assert (batch.action[0, :2].tolist(), batch.action[1, :1].tolist()) == ([1, 2], [2])
+    assert all((row < len(batch.candidates)).all() and (terminated or not row.any()) for row in padding)
     assert batch.legal.any(-1).tolist() == [[True, True, False], [True, False, False]]
     assert batch.policy.sum(-1).tolist() == [[1, 1, 0], [1, 0, 0]]
 

@@ -101,7 +101,7 @@ def puct(
     def rule(node: Node) -> int:
         total = sum(child.visits for child in node.children.values())
         if total == 0:
-            return node.legal[0]
+            return max(node.legal, key=lambda slot: (node.state.probs[slot], -slot))
         qs = [node.q(slot, gamma) for slot in sorted(node.children)]
         mean = sum(qs) / len(qs)
         low, high = min(tree.q_seen), max(tree.q_seen)

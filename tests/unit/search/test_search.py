@@ -35,14 +35,14 @@ def fixed(table: dict[tuple[int, ...], State], otherwise: State) -> World:
 
 def test_three_simulations_by_hand() -> None:
     # Root: actions 7, 8, 9 with priors 0.5, 0.3, 0.2 and value 1; gamma 0.5, c(N) = 1.25 + log((N + 19653) / 19652).
-    # 1. N = 0: all scores are equal, so the first action, 7, makes node 1 (reward 1, value 2).
+    # 1. N = 0: the prior decides, so action 7, of 0.5, makes node 1 (reward 1, value 2).
     #    Q(7) = 1 + 0.5 * 2 = 2; the bounds are 2..2; the root has the values 1 and 2.
     # 2. N = 1, sqrt(N) = 1, c = 1.2501. The unvisited ones count as Q = 2 too, all stretch to (2 - 2)/0.01 = 0.
     #    7: 0.5 * 1.2501 / 2 = 0.3125; 8: 0.3 * 1.2501 = 0.3750; 9: 0.2500. Action 8 makes node 2 (reward 0, value 1).
     #    Q(8) = 0 + 0.5 * 1 = 0.5; the bounds are 0.5..2; the root has the values 1, 2, 0.5.
     # 3. N = 2, c sqrt(N) = 1.25015 * 1.41421 = 1.76798. The mean Q is 1.25, which stretches to 0.5.
     #    7: 0.5 * 1.76798 / 2 + 1 = 1.4420; 8: 0.3 * 1.76798 / 2 + 0 = 0.2652; 9: 0.2 * 1.76798 + 0.5 = 0.8536.
-    #    So on to node 1, where N = 0 and the first legal action is 5: node 3 (reward 4, value 0).
+    #    So on to node 1, where 5 is the only legal action: node 3 (reward 4, value 0).
     #    G at node 1 = 4 + 0.5 * 0 = 4, so v(1) = (2 + 4)/2 = 3 and Q(7) = 1 + 0.5 * 3 = 2.5.
     #    G at the root = 1 + 0.5 * 4 = 3, so its value is (1 + 2 + 0.5 + 3)/4 = 1.625.
     table = {

@@ -10,10 +10,10 @@ from priorzero.search.select import exploration_table
 
 
 def test_exploration_by_hand() -> None:
-    # c_init 1, c_base 1: N = 0: anything x 0; N = 1: 1 + log(3) = 2.0986; N = 4: (1 + log 6) x 2 = 5.5835.
+    # c_init 1, c_base 1: N = 0: (1 + log 2) x 1 = 1.6931; N = 1: 1 + log(3) = 2.0986; N = 4: (1 + log 6) x 2 = 5.5835.
     table = exploration_table(4, c_init=1.0, c_base=1.0)
     assert table.dtype == np.float64
-    np.testing.assert_allclose(table[[0, 1, 4]], [0.0, 2.0986123, 5.5835189], rtol=1e-7)
+    np.testing.assert_allclose(table[[0, 1, 4]], [1.6931472, 2.0986123, 5.5835189], rtol=1e-7)
 
 
 def test_large_base_is_a_constant_factor() -> None:

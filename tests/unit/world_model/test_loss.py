@@ -41,6 +41,7 @@ def targets() -> Targets:
         legal=torch.tensor([[[True, False, False], [True, True, False]]]),
         known=torch.tensor([[True, True, False]]),
         real=torch.ones(1, 2),
+        modelled=torch.ones(1, 2),
         weight=torch.ones(1),
     )
 
@@ -63,19 +64,28 @@ def test_parts_and_total(predictions: Predictions, targets: Targets) -> None:
 
 
 def test_only_real_steps_count_and_rows_are_weighted(predictions: Predictions, targets: Targets) -> None:
-    targets = replace(targets, real=torch.tensor([[1.0, 0.0]]), weight=torch.tensor([3.0]))
+    first = torch.tensor([[1.0, 0.0]])
+    targets = replace(targets, real=first, modelled=first, weight=torch.tensor([3.0]))
     _, parts = world_model_loss(predictions, targets, WEIGHTS)
     assert {name: x.item() for name, x in parts.items()} == pytest.approx({n: 3 * a for n, (a, _) in PARTS.items()})
 
 
 def test_padded_steps_take_no_part(predictions: Predictions, targets: Targets) -> None:
-    targets = replace(targets, real=torch.tensor([[1.0, 0.0]]))
+    first = torch.tensor([[1.0, 0.0]])
+    targets = replace(targets, real=first, modelled=first)
     total, _ = world_model_loss(predictions, targets, WEIGHTS)
     shift = torch.tensor([[[0.0], [3.0]]])
     moved = replace(predictions, **{f.name: getattr(predictions, f.name) * (1 + shift) for f in fields(Predictions)})
     other = {"latent": targets.latent + shift, "policy": targets.policy.flip(2) * shift + targets.policy * (shift == 0)}
     other["legal"] = targets.legal & (shift == 0)
     assert torch.equal(world_model_loss(moved, replace(targets, **other), WEIGHTS)[0], total)
+
+
+def test_absorbing_steps_have_every_target_but_the_policy(predictions: Predictions, targets: Targets) -> None:
+    _, parts = world_model_loss(predictions, replace(targets, real=torch.tensor([[1.0, 0.0]])), WEIGHTS)
+    both = {name: sum(PARTS[name]) / 2 for name in ("latent", "reward", "value")}
+    first = {name: PARTS[name][0] for name in ("policy", "entropy")}
+    assert {name: x.item() for name, x in parts.items()} == pytest.approx(both | first, abs=1e-6)
 
 
 def test_unknown_candidates_take_no_part(predictions: Predictions, targets: Targets) -> None:
