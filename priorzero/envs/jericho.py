@@ -66,7 +66,7 @@ class JerichoSpec:
 
 
 def jericho_games(
-    story: str,
+    story_file: str,
     folders: Sequence[str | Path],
     max_steps: int,
     observe: Sequence[str] = PARTS,
@@ -75,11 +75,19 @@ def jericho_games(
 ) -> GameSet:
     """One story file, trained on and evaluated on: its episodes differ by their seeds.
 
+    Args:
+        story_file: a name to look for in ``folders``, or a path.
+        folders: where story files lie, in order.
+        max_steps: step limit of an episode.
+        observe: which parts of the observation to fill.
+        valid_actions: how they are found; see `JerichoSpec`.
+        valid_actions_cache: how many states keep theirs; see `JerichoSpec`.
+
     Raises:
         StoryError: if the story file is missing or not playable.
         EnvError: for an option that `JerichoSpec` refuses.
     """
-    path = str(find_story(story, folders))
+    path = str(find_story(story_file, folders))
     spec = JerichoSpec(path, max_steps, tuple(observe), valid_actions, valid_actions_cache)
     return GameSet((spec,), (spec,))
 
