@@ -12,11 +12,11 @@ import numpy as np
 
 from priorzero.collect.episode import Decision, Episode
 from priorzero.prior.base import Prior
-from priorzero.search import SearchConfig, search
+from priorzero.search import GumbelConfig, SearchConfig, gumbel_search, search
 from priorzero.search import root as roots
 from priorzero.text.encoder import SentenceEncoder
 from priorzero.text.vocabulary import ActionVocabulary
-from priorzero.types import Context, Observation, Root
+from priorzero.types import Context, Observation, Root, SearchResult
 from priorzero.world_model.planner import Planner
 
 POLICIES = ("random", "prior", "wm", "wm_prior")
@@ -42,6 +42,15 @@ class ExploreConfig:
     prior_temperature: float  # of the language model's probabilities where it plays alone
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What either search comes to."""
+
+    result: SearchResult
+    policy: np.ndarray  # [B, A], the target to learn from
+    index: np.ndarray  # [B], the action to play
+
+
 class Player:
     """Decides for running episodes. Used from one thread at a time.
 
@@ -56,7 +65,7 @@ class Player:
         vocabulary: ActionVocabulary,
         planner: Planner | None,
         prior: Prior | None,
-        search: SearchConfig,
+        search: SearchConfig | GumbelConfig,
         root_prior: RootPriorConfig,
         explore: ExploreConfig,
         observe: Sequence[str],
@@ -133,27 +142,33 @@ class Player:
         legal = actions >= 0
         wm_probs = roots.masked_softmax(predicted.logits, legal)
         probs = self._mix(wm_probs, priors, legal)
-        if explore:
-            probs = roots.add_noise(
-                probs, legal, self.explore.dirichlet_alpha, self.explore.dirichlet_fraction, self.rng
-            )
-        result = search(self.planner, Root(actions, probs, predicted.value), self.search_config)
-        temperature = self.explore.temperature if explore else 0.0
-        index = roots.choose(result.visits, legal, temperature, self.rng, probs)
+        found = self._search(actions, probs, predicted.value, explore)
         self.seconds["search"] += time.perf_counter() - start
-        target = result.visit_probs
         return [
             Decision(
-                index=int(index[i]),
-                visit_probs=target[i, :n],
-                root_value=float(result.value[i]),
+                index=int(found.index[i]),
+                visit_probs=found.policy[i, :n],
+                root_value=float(found.result.value[i]),
                 prior_logprobs=priors[i],
                 world_model_probs=wm_probs[i, :n],
-                visits=result.visits[i, :n],
-                q=result.q[i, :n],
+                visits=found.result.visits[i, :n],
+                q=found.result.q[i, :n],
             )
             for i, n in enumerate(len(e.step.valid_actions) for e in episodes)
         ]
+
+    def _search(self, actions: np.ndarray, probs: np.ndarray, value: np.ndarray, explore: bool) -> _Found:
+        legal, noise = actions >= 0, self.explore
+        if isinstance(self.search_config, GumbelConfig):
+            result = gumbel_search(
+                self.planner, Root(actions, probs, value), self.search_config, self.rng if explore else None
+            )
+            return _Found(result, result.policy, result.action)
+        if explore:
+            probs = roots.add_noise(probs, legal, noise.dirichlet_alpha, noise.dirichlet_fraction, self.rng)
+        result = search(self.planner, Root(actions, probs, value), self.search_config)
+        index = roots.choose(result.visits, legal, noise.temperature if explore else 0.0, self.rng, probs)
+        return _Found(result, result.visit_probs, index)
 
     def _mix(self, wm_probs: np.ndarray, priors: Sequence[np.ndarray | None], legal: np.ndarray) -> np.ndarray:
         if priors[0] is None:

@@ -104,6 +104,7 @@ class TextWorldSpec:
         max_steps: step limit of an episode.
         cache_dir: where generated games are kept; created when needed.
         observe: which parts of the observation to fill.
+        leave_out: verbs (first words) of commands that are not offered, for example "examine", which changes nothing.
 
     Raises:
         EnvError: for an unknown family or option, or a value out of range.
@@ -115,10 +116,12 @@ class TextWorldSpec:
     max_steps: int
     cache_dir: str
     observe: tuple[str, ...] = PARTS
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", check_options(self.family, dict(self.options)))
         object.__setattr__(self, "observe", check_common(self.observe, self.max_steps))
+        object.__setattr__(self, "leave_out", tuple(self.leave_out))
         object.__setattr__(self, "cache_dir", str(Path(self.cache_dir).absolute()))
         if not 0 <= self.game_seed < 2**32:
             raise EnvError(f"game_seed={self.game_seed} is not valid: it must be 0 to 2**32 - 1.")
@@ -150,6 +153,7 @@ def textworld_games(
     max_steps: int,
     cache_dir: str | Path,
     observe: Sequence[str] = PARTS,
+    leave_out: Sequence[str] = (),
 ) -> GameSet:
     """Games of one family: one for each seed. Nothing is generated until a game is played.
 
@@ -161,8 +165,8 @@ def textworld_games(
         raise EnvError(f"The TextWorld seeds {both} are both trained on and held out: give each to one side.")
 
     def specs(seeds: Sequence[int]) -> tuple[TextWorldSpec, ...]:
-        pairs, parts = tuple(options.items()), tuple(observe)
-        return tuple(TextWorldSpec(family, pairs, int(seed), max_steps, str(cache_dir), parts) for seed in seeds)
+        pairs, parts, verbs = tuple(options.items()), tuple(observe), tuple(leave_out)
+        return tuple(TextWorldSpec(family, pairs, int(s), max_steps, str(cache_dir), parts, verbs) for s in seeds)
 
     return GameSet(specs(train_seeds), specs(heldout_seeds))
 
@@ -228,6 +232,7 @@ class TextWorldEnv(TextGame):
         self._env: Any = textworld.start(str(story), infos)
         self._env.seed(1)
         self._observe = spec.observe
+        self._leave_out = set(spec.leave_out)
         self._hidden = {part for part in ("look", "inventory") if part in spec.observe}
         self._state: Any = self._env.reset()
         super().__init__(spec, self._state.max_score, tidy(self._state.objective))
@@ -263,11 +268,13 @@ class TextWorldEnv(TextGame):
         return tidy(_STATUS_TAG.sub("", _EVENT_TAG.sub("", text)))
 
     def _valid_actions(self) -> list[str]:
-        return sorted(set(self._state.admissible_commands) - self._hidden)
+        commands = set(self._state.admissible_commands) - self._hidden
+        return sorted(c for c in commands if c.split(" ", 1)[0] not in self._leave_out)
 
     def _world_hash(self) -> str:
         facts = sorted(str(fact) for fact in self._state["_facts"])
         return hashlib.blake2b("\n".join([str(self._state.score), *facts]).encode(), digest_size=16).hexdigest()
 
     def _walkthrough(self) -> list[str] | None:
-        return self._state.get("extra.walkthrough")
+        commands = self._state.get("extra.walkthrough")
+        return commands and [c for c in commands if c.split(" ", 1)[0] not in self._leave_out]
