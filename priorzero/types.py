@@ -22,15 +22,13 @@ Versions count weight updates that reached the collector: 0 is the untrained mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-
-Self = TypeVar("Self", bound="TensorRecord")
-
 
 # ----------------------------------------------------------------------------------------------------------- games
 
@@ -61,6 +59,7 @@ class Step:
 
     @property
     def done(self) -> bool:
+        """Whether the episode is over, for either reason."""
         return self.terminated or self.truncated
 
 
@@ -116,7 +115,8 @@ class Root:
     value: np.ndarray  # [B] float32
 
     @property
-    def legal(self) -> np.ndarray:  # [B, A] bool
+    def legal(self) -> np.ndarray:
+        """[B, A] bool."""
         return self.actions >= 0
 
 
@@ -139,7 +139,8 @@ class SearchResult:
     value: np.ndarray  # [B] float32, mean of the backed-up values
 
     @property
-    def visit_probs(self) -> np.ndarray:  # [B, A] float32
+    def visit_probs(self) -> np.ndarray:
+        """[B, A] float32: each action's share of the visits."""
         total = self.visits.sum(-1, keepdims=True)
         return (self.visits / np.maximum(total, 1)).astype(np.float32)
 
@@ -203,18 +204,21 @@ class EpisodeResult:
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
+@dataclass(frozen=True)
 class TensorRecord:
     """A frozen dataclass of tensors (and plain values) that moves between devices as one."""
 
-    def to(self: Self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same record on ``device``."""
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self: Self) -> Self:
+    def pin_memory(self) -> Self:
+        """The same record in page-locked memory."""
         return self._map(lambda x: x.pin_memory())
 
-    def _map(self: Self, fn: Any) -> Self:
-        changed = {f.name: fn(v) for f in fields(self) if isinstance(v := getattr(self, f.name), (Tensor, TensorRecord))}
-        return replace(self, **changed)
+    def _map(self, fn: Callable[[Any], Any]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: fn(v) for name, v in values.items() if isinstance(v, (Tensor, TensorRecord))})
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,7 @@ class WorldModelBatch(TensorRecord):
 
     @property
     def unroll(self) -> int:
+        """T."""
         return self.legal.shape[1]
 
 
@@ -262,6 +267,7 @@ class PackedPrompts(TensorRecord):
 
     @property
     def max_candidates(self) -> int:
+        """A."""
         return int(self.candidates.max())
 
 

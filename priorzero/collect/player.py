@@ -55,7 +55,15 @@ class Player:
     """Decides for running episodes. Used from one thread at a time.
 
     Args:
-        policy_parts: the observation parts that make up an observation vector, in order.
+        encoder: texts to vectors.
+        vocabulary: all actions; grows as games show new ones.
+        planner: the world model that searches, None where no policy searches.
+        prior: the language model, None where no policy asks one.
+        search: which search, and its constants.
+        root_prior: how prior and world model mix at the root.
+        explore: what collection adds.
+        observe: the observation parts that make up an observation vector, in order.
+        rng: of noise and choices.
     """
 
     def __init__(
@@ -98,27 +106,24 @@ class Player:
 
     def decide(self, policy: str, episodes: Sequence[Episode], *, explore: bool) -> list[Decision]:
         """One decision for each episode, by one of `POLICIES`."""
-        self._check(policy)
-        if policy == "random":
-            return [self._random(len(e.step.valid_actions)) for e in episodes]
-        priors = self._ask_prior(episodes) if policy in ("prior", "wm_prior") else [None] * len(episodes)
-        if policy == "prior":
-            return [self._by_prior(logprobs, explore) for logprobs in priors]
-        return self._by_search(episodes, priors, explore)
-
-    def _check(self, policy: str) -> None:
         if policy not in POLICIES:
             raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
-        if policy.startswith("wm") and self.planner is None:
+        if policy == "random":
+            return [self._random(len(e.step.valid_actions)) for e in episodes]
+        if policy == "prior":
+            return [self._by_prior(logprobs, explore) for logprobs in self._ask_prior(policy, episodes)]
+        if self.planner is None:
             raise ValueError(f"policy {policy!r} searches with a world model, and this run has none")
-        if policy.endswith("prior") and self.prior is None:
-            raise ValueError(f"policy {policy!r} asks a language model, and this run has none (prior=none)")
+        priors = self._ask_prior(policy, episodes) if policy == "wm_prior" else None
+        return self._by_search(self.planner, episodes, priors, explore)
 
     def _random(self, actions: int) -> Decision:
         probs = np.full(actions, 1 / actions, np.float32)
         return Decision(int(self.rng.integers(actions)), probs, 0.0)
 
-    def _ask_prior(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
+    def _ask_prior(self, policy: str, episodes: Sequence[Episode]) -> list[np.ndarray]:
+        if self.prior is None:
+            raise ValueError(f"policy {policy!r} asks a language model, and this run has none (llm=none)")
         start = time.perf_counter()
         result = self.prior.score([e.situation() for e in episodes])
         self.seconds["prior"] += time.perf_counter() - start
@@ -133,23 +138,23 @@ class Player:
         return Decision(index, np.exp(logprobs), 0.0, logprobs)
 
     def _by_search(
-        self, episodes: Sequence[Episode], priors: Sequence[np.ndarray | None], explore: bool
+        self, planner: Planner, episodes: Sequence[Episode], priors: Sequence[np.ndarray] | None, explore: bool
     ) -> list[Decision]:
         start = time.perf_counter()
         actions, known = self._actions(episodes)
-        self.planner.set_actions(self.vocabulary.vectors())
-        predicted = self.planner.root(self._contexts(episodes), actions, known)
+        planner.set_actions(self.vocabulary.vectors())
+        predicted = planner.root(self._contexts(episodes, planner.config.context_steps), actions, known)
         legal = actions >= 0
         wm_probs = roots.masked_softmax(predicted.logits, legal)
-        probs = self._mix(wm_probs, priors, legal)
-        found = self._search(actions, probs, predicted.value, explore)
+        probs = wm_probs if priors is None else self._mix(wm_probs, priors, legal)
+        found = self._search(planner, actions, probs, predicted.value, explore)
         self.seconds["search"] += time.perf_counter() - start
         return [
             Decision(
                 index=int(found.index[i]),
                 visit_probs=found.policy[i, :n],
                 root_value=float(found.result.value[i]),
-                prior_logprobs=priors[i],
+                prior_logprobs=None if priors is None else priors[i],
                 world_model_probs=wm_probs[i, :n],
                 visits=found.result.visits[i, :n],
                 q=found.result.q[i, :n],
@@ -157,22 +162,21 @@ class Player:
             for i, n in enumerate(len(e.step.valid_actions) for e in episodes)
         ]
 
-    def _search(self, actions: np.ndarray, probs: np.ndarray, value: np.ndarray, explore: bool) -> _Found:
+    def _search(
+        self, planner: Planner, actions: np.ndarray, probs: np.ndarray, value: np.ndarray, explore: bool
+    ) -> _Found:
         legal, noise = actions >= 0, self.explore
         if isinstance(self.search_config, GumbelConfig):
-            result = gumbel_search(
-                self.planner, Root(actions, probs, value), self.search_config, self.rng if explore else None
-            )
+            rng = self.rng if explore else None
+            result = gumbel_search(planner, Root(actions, probs, value), self.search_config, rng)
             return _Found(result, result.policy, result.action)
         if explore:
             probs = roots.add_noise(probs, legal, noise.dirichlet_alpha, noise.dirichlet_fraction, self.rng)
-        result = search(self.planner, Root(actions, probs, value), self.search_config)
+        result = search(planner, Root(actions, probs, value), self.search_config)
         index = roots.choose(result.visits, legal, noise.temperature if explore else 0.0, self.rng, probs)
         return _Found(result, result.visit_probs, index)
 
-    def _mix(self, wm_probs: np.ndarray, priors: Sequence[np.ndarray | None], legal: np.ndarray) -> np.ndarray:
-        if priors[0] is None:
-            return wm_probs
+    def _mix(self, wm_probs: np.ndarray, priors: Sequence[np.ndarray], legal: np.ndarray) -> np.ndarray:
         llm_probs = np.zeros_like(wm_probs)
         for row, logprobs in zip(llm_probs, priors, strict=True):
             row[: len(logprobs)] = np.exp(logprobs)
@@ -198,8 +202,7 @@ class Player:
             row[self.vocabulary.members(episode.step.game)] = True
         return actions, known
 
-    def _contexts(self, episodes: Sequence[Episode]) -> Context:
-        steps = self.planner.config.context_steps
+    def _contexts(self, episodes: Sequence[Episode], steps: int) -> Context:
         vectors = np.zeros((len(episodes), steps, len(episodes[0].vector)), np.float32)
         actions = np.full((len(episodes), steps - 1), -1, np.int32)
         length = np.zeros(len(episodes), np.int64)

@@ -82,7 +82,9 @@ class PriorZeroData(lightning.LightningDataModule):
 
 def _loader(dataset: Dataset) -> DataLoader:
     # In this process: a worker would hold a copy of the replay, for ever as empty as it was at its start.
-    return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_unchanged)
+    # With random numbers of its own: a loader draws a seed whenever it is iterated, and how often that is depends on
+    # where a run was interrupted.
+    return DataLoader(dataset, batch_size=None, num_workers=0, collate_fn=_unchanged, generator=torch.Generator())
 
 
 def _unchanged(item: Any) -> Any:

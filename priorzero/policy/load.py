@@ -165,7 +165,7 @@ def _tiny_random(dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation=attn_implementation,
+        attn_implementation=attn_implementation,  # ty: ignore[unknown-argument]
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -113,7 +113,8 @@ class PolicyModule(lightning.LightningModule):
         policy = self._policy(sums, counts)
         terms = self._terms(batch, sums, counts, policy, reference)
         means = {name: policy_loss.weighted_mean(values, batch.weight) for name, values in terms.items()}
-        total = sum(weight * means[name] for name, weight in self._weights().items() if name in means)
+        weighted = [weight * means[name] for name, weight in self._weights().items() if name in means]
+        total = torch.stack(weighted).sum()
         if not torch.isfinite(total):
             readable = ", ".join(f"{name} {value.item():.4g}" for name, value in means.items())
             raise RuntimeError(f"policy loss is {total.item()} in update {self.global_step}: {readable}")

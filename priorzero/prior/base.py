@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from priorzero.types import PriorResult, Situation
 
@@ -19,6 +21,23 @@ class Prior(Protocol):
         Raises:
             ValueError: a situation has no valid action.
         """
+        ...
+
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Score with these weights from now on; they are ``version``."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What is worth logging, counted since the last call."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was scored with the present weights, as tensors and plain containers."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember it again, after the weights were loaded."""
+        ...
 
 
 def check_situations(situations: Sequence[Situation]) -> None:

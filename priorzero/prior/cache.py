@@ -38,6 +38,10 @@ class PriorCache:
             self._entries.move_to_end(key)
         return found
 
+    def entries(self) -> list[tuple[Hashable, np.ndarray]]:
+        """All keys and arrays, the least recently used first."""
+        return list(self._entries.items())
+
     def put(self, key: Hashable, logprobs: np.ndarray) -> None:
         """Stores an array, and drops the one that was not used for the longest time."""
         logprobs.setflags(write=False)

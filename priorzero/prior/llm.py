@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,6 +131,33 @@ class LLMPrior:
             self._hits = self._misses = self._forwards = 0
             self._seconds = 0.0
             return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """The remembered scores of the present weights.
+
+        How situations are put together into batches shows in the last bits of a score, so a run that goes on exactly
+        must ask again only what it would have asked.
+        """
+        with self._lock:
+            entries = [(query, logprobs) for (_, query), logprobs in self._cache.entries()]
+        return {
+            "version": self.version,
+            "tokens": torch.tensor([t for query, _ in entries for t in query.prompt], dtype=torch.int32),
+            "lengths": [len(query.prompt) for query, _ in entries],
+            "actions": [list(query.actions) for query, _ in entries],
+            "logprobs": torch.tensor(np.concatenate([np.zeros(0, np.float32), *(row for _, row in entries)])),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember the scores of ``state_dict``; they are of weights that were loaded before, or come right after."""
+        prompts = state["tokens"].split(state["lengths"])
+        scores = state["logprobs"].split([len(actions) for actions in state["actions"]])
+        with self._lock:
+            self.version = int(state["version"])
+            self._cache.use_version(self.version)
+            for prompt, actions, logprobs in zip(prompts, state["actions"], scores, strict=True):
+                query = _Query(tuple(prompt.tolist()), tuple(actions))
+                self._cache.put((self.version, query), logprobs.numpy().copy())
 
     def _batches(self, queries: Sequence[_Query]) -> Iterator[list[_Query]]:
         """Queries of similar length together, each batch within the token budget."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +91,20 @@ class SentenceEncoder:
             if text:
                 vectors[row] = known[text]
         return vectors
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cache: which texts went through the network together shows in the last bits of their vectors."""
+        with self._lock:
+            vectors = np.stack(list(self._cache.values())) if self._cache else np.zeros((0, self.width), np.float32)
+            counts = {"hits": self.hits, "misses": self.misses}
+            return {"texts": list(self._cache), "vectors": torch.from_numpy(vectors)} | counts
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the cache of ``state_dict`` over."""
+        with self._lock:
+            self._cache = OrderedDict(zip(state["texts"], state["vectors"].numpy(), strict=True))
+            self._remember({})
+            self.hits, self.misses = int(state["hits"]), int(state["misses"])
 
     def _look_up(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
