@@ -68,6 +68,7 @@ class PromptConfig:
         format: "plain", "reasoning" or "think_answer".
         history_steps: how many past turns are shown at most; 0 shows none.
         max_tokens: budget of the whole prompt, answer prefix and reasoning included, answers not.
+        show: the parts of the current observation that are shown: feedback, look, inventory.
         show_valid_actions: list the valid actions.
         show_rewards: write the reward after an action of the history that got one.
         truncate_observation: where the current observation alone is too long, cut the end of the room description
@@ -79,6 +80,7 @@ class PromptConfig:
     format: str
     history_steps: int
     max_tokens: int
+    show: tuple[str, ...]
     show_valid_actions: bool
     show_rewards: bool
     truncate_observation: bool
@@ -87,6 +89,8 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(f"unknown prompt format {self.format!r}: choose one of {', '.join(FORMATS)}")
+        if not self.show or not set(self.show) <= set(Observation._fields):
+            raise ValueError(f"show names parts of an observation ({', '.join(Observation._fields)}), not {self.show}")
         if self.history_steps < 0 or self.max_tokens < 1:
             raise ValueError("history_steps must be 0 or more and max_tokens positive")
 
@@ -171,11 +175,14 @@ class PromptBuilder:
 
     def _render(self, situation: Situation, turns: Sequence[str], answer: str) -> str:
         goal = squeeze(situation.goal)
-        current = _without(observation_text(situation.observation), goal)
+        current = _without(observation_text(self._shown(situation.observation)), goal)
         listing = "Valid actions: " + "; ".join(situation.valid_actions) if self.config.show_valid_actions else ""
         user = _lines(*turns, current, listing, f"Goal: {goal}" if goal else "", self.format.instruction)
         messages = [{"role": "system", "content": self._system(goal)}, {"role": "user", "content": user}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + answer
+
+    def _shown(self, observation: Observation) -> Observation:
+        return observation._replace(**{part: "" for part in Observation._fields if part not in self.config.show})
 
     def _most(self, render: Callable[[int], str], limit: int) -> int | None:
         """The largest n up to ``limit`` whose text fits into the budget, None where even 0 does not."""

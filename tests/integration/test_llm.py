@@ -41,6 +41,7 @@ def builder(tokenizer, format="plain"):
         format=format,
         history_steps=2,
         max_tokens=512,
+        show=("feedback", "look", "inventory"),
         show_valid_actions=False,
         show_rewards=True,
         truncate_observation=False,

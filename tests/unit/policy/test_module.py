@@ -242,6 +242,7 @@ def test_prior_takes_the_trained_weights(tmp_path, lora):
         format="plain",
         history_steps=0,
         max_tokens=500,
+        show=("feedback", "look", "inventory"),
         show_valid_actions=False,
         show_rewards=False,
         truncate_observation=False,

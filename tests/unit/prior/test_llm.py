@@ -31,6 +31,7 @@ def build(lora=None, **changes):
         format="plain",
         history_steps=2,
         max_tokens=1000,
+        show=("feedback", "look", "inventory"),
         show_valid_actions=False,
         show_rewards=True,
         truncate_observation=False,

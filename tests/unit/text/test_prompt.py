@@ -32,6 +32,7 @@ def build(**changes):
         "format": "plain",
         "history_steps": 5,
         "max_tokens": 2000,
+        "show": ("feedback", "look", "inventory"),
         "show_valid_actions": False,
         "show_rewards": True,
         "truncate_observation": False,
@@ -194,3 +195,15 @@ def test_refusals():
         build(format="json")
     with pytest.raises(ValueError, match="history_steps"):
         build(history_steps=-1)
+
+
+def test_only_the_chosen_parts_are_shown():
+    text = build(show=("inventory",)).text(SITUATION)
+    assert "You carry nothing." in text
+    assert "A long hall." not in text
+
+
+@pytest.mark.parametrize("show", [(), ("smell",)])
+def test_parts_that_do_not_exist_are_refused(show):
+    with pytest.raises(ValueError, match="feedback, look, inventory"):
+        build(show=show)
