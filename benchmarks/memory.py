@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,10 +66,11 @@ def measure(steps: int, every: int, overrides: list[str], folder: str) -> list[t
             rows.append((int(found[1]), resident_mb(run.pid), sorted(map(resident_mb, children(run.pid)))))
             print(f"| {rows[-1][0]} | {rows[-1][1]:.0f} | {' '.join(f'{mb:.0f}' for mb in rows[-1][2])} |", flush=True)
             if rows[-1][0] >= steps:
-                run.terminate()
+                run.send_signal(signal.SIGINT)  # it ends its round and saves
                 break
-        else:
-            sys.exit(f"the run ended early:\n{''.join(lines[-20:])}")
+        run.communicate()
+    if not rows or rows[-1][0] < steps:
+        sys.exit(f"the run ended early:\n{''.join(lines[-20:])}")
     return rows
 
 
