@@ -5,11 +5,17 @@ A checkpoint is complete or absent: it is written beside its place and renamed. 
 
 from __future__ import annotations
 
+import contextlib
+import random
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from priorzero.callbacks.weights import snapshot
 
 if TYPE_CHECKING:
     from priorzero.app.build import Run
@@ -42,6 +48,7 @@ def save(run: Run, keep: int) -> Path:
 
 
 def _state(run: Run) -> dict[str, Any]:
+    player = run.collector.actor.player
     return {
         "position": run.position,
         "rounds": {name: learner.rounds for name, learner in run.learners.items()},
@@ -52,45 +59,119 @@ def _state(run: Run) -> dict[str, Any]:
         "versions": dict(run.mailbox.versions),
         "evaluation_rng": run.evaluation.player.rng.bit_generator.state,
         "data": {name: learner.data.state_dict() for name, learner in run.learners.items()},
+        "encoder": player.encoder.state_dict(),
+        "prior": None if player.prior is None else player.prior.state_dict(),
+        "random": random_state(),
     }
 
 
-def find(path: str, runs: Path) -> Path:
+def restore(run: Run, folder: Path) -> None:
+    """Take over everything from a checkpoint: weights, optimizers, replay, counters, random numbers, games.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another configuration.
+    """
+    state = read(folder)
+    check(state, run.fingerprint, folder)
+    actor, player = run.collector.actor, run.collector.actor.player
+    run.position = state["position"]
+    run.vocabulary.load_state_dict(state["vocabulary"])
+    run.limiter.load_state_dict(state["limiter"])
+    with _readable(folder / "replay"):
+        run.replay.load(folder / "replay")
+    trained = {name: found for name in run.learners if (found := weights(folder, name)) is not None}
+    for name, learner in run.learners.items():
+        learner.data.load_state_dict(state["data"][name])
+        learner.rounds = state["rounds"][name]
+        if name in trained:
+            learner.module.load_state_dict(trained[name], strict=name == "world_model")
+            learner.resume_from = folder / FILES[name]
+    run.mailbox.restore(state["versions"], {name: snapshot(run.learners[name].module) for name in trained})
+    run.mailbox.deliver(actor)
+    if player.prior is not None:
+        player.prior.load_state_dict(state["prior"])
+    player.encoder.load_state_dict(state["encoder"])
+    actor.load_state_dict(state["actor"])
+    player.encoder.load_state_dict(state["encoder"])  # the running episodes, played again, have moved its counters
+    run.evaluation.player.rng.bit_generator.state = state["evaluation_rng"]
+    set_random_state(state["random"])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all global random numbers, as tensors and plain containers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on with the global random numbers of `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+def find(path: str, runs: Path, own: Path | None = None) -> Path:
     """A checkpoint folder from what a user types.
 
     Args:
-        path: ``last`` (the newest run's newest checkpoint), a run's folder, or a checkpoint's folder.
+        path: ``last`` (the newest checkpoint), a run's folder, or a checkpoint's folder.
         runs: where the folders of runs lie, for ``last``.
+        own: the folder of this run; with ``last``, checkpoints in it come before all others.
 
     Raises:
         CheckpointError: there is none.
     """
     if path == "last":
-        found = sorted(runs.rglob("checkpoints/[0-9]*[0-9]/run.pt"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise CheckpointError(f"ckpt_path=last: there is no checkpoint below {runs}; name a run's folder instead")
-        return found[-1].parent
+        places = [place for place in (own, runs) if place is not None]
+        for place in places:
+            found = sorted(place.rglob("checkpoints/[0-9]*[0-9]/run.pt"), key=lambda p: p.stat().st_mtime)
+            if found:
+                return found[-1].parent.absolute()
+        raise CheckpointError(f"there is no checkpoint below {runs} yet: name the folder of a run instead of last")
     folder = Path(path)
     if (folder / "run.pt").is_file():
-        return folder
+        return folder.absolute()
     found = sorted((folder / "checkpoints").glob("[0-9]*[0-9]/run.pt"))
     if not found:
         raise CheckpointError(
             f"{path} is no checkpoint: expected a run's folder with checkpoints/ in it, or one of the folders in there"
         )
-    return found[-1].parent
+    return found[-1].parent.absolute()
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:  # torch raises whatever the bytes of a damaged file lead to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"cannot read {file}: {reason}. It may be damaged: use an older checkpoint") from error
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The counters and states of a checkpoint, without the models and the replay."""
-    try:
+    """The counters and states of a checkpoint, without the models and the replay.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    with _readable(folder / "run.pt"):
         return torch.load(folder / "run.pt", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"cannot read {folder / 'run.pt'}: {error}. It may be damaged; use an older one") from error
 
 
 def check(state: dict[str, Any], fingerprint: dict[str, Any], folder: Path) -> None:
-    """Refuse a checkpoint whose models or inputs are not those of this run."""
+    """Refuse a checkpoint whose models or inputs are not those of this run.
+
+    Raises:
+        CheckpointError: they differ; the message says in what.
+    """
     saved = state["fingerprint"]
     different = [
         f"{key}: {saved.get(key)} there, {fingerprint.get(key)} here"
@@ -105,9 +186,16 @@ def check(state: dict[str, Any], fingerprint: dict[str, Any], folder: Path) -> N
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor] | None:
-    """The state_dict of one LightningModule, None if that model had not been trained yet."""
+    """The state_dict of one LightningModule, None if that model had not been trained yet.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     file = folder / FILES[name]
-    return torch.load(file, weights_only=True, map_location="cpu")["state_dict"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    with _readable(file):
+        return torch.load(file, weights_only=True, map_location="cpu")["state_dict"]
 
 
 def player_weights(folder: Path, name: str) -> dict[str, torch.Tensor] | None:

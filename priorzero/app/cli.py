@@ -12,8 +12,11 @@ import hydra
 from omegaconf import DictConfig
 
 from priorzero.utils.launch import own_processes
+from priorzero.utils.logging import quiet_libraries
 
 log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 def _configs() -> str:
@@ -33,8 +36,19 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def _run(verb: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Do it; what the user did wrong, or wanted to end, ends in a sentence instead of a traceback."""
+    from priorzero.app.train import Interrupted
+    from priorzero.callbacks.rounds import StopNow
+
+    quiet_libraries()
     try:
         return verb(cfg)
+    except Interrupted as stop:
+        log.warning("%s", stop)
+        sys.exit(INTERRUPTED)
+    except (KeyboardInterrupt, StopNow):
+        log.warning("interrupted; what was done since the last checkpoint is lost, the checkpoint is not")
+        sys.exit(INTERRUPTED)
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, _expected()):
@@ -42,12 +56,14 @@ def _run(verb: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         if cause is None:
             raise
         log.error("%s", cause)
+        log.debug("where it came from", exc_info=error)  # shown with hydra.verbose=true
         sys.exit(1)
 
 
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="train")
 @own_processes
 def train_main(cfg: DictConfig) -> float | None:
+    """``python train.py``."""
     from priorzero.app.train import train
 
     return _run(train, cfg)
@@ -55,6 +71,7 @@ def train_main(cfg: DictConfig) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="eval")
 def eval_main(cfg: DictConfig) -> float | None:
+    """``python eval.py``."""
     from priorzero.app.evaluate import evaluate
 
     return _run(evaluate, cfg)
@@ -62,6 +79,7 @@ def eval_main(cfg: DictConfig) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="play")
 def play_main(cfg: DictConfig) -> None:
+    """``python play.py``."""
     from priorzero.app.play import play
 
     return _run(play, cfg)

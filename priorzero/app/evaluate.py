@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from priorzero.app import checkpoint, report
-from priorzero.app.build import build_envs, build_models, fingerprint, history_steps
-from priorzero.app.refusals import ConfigError, check_config
+from priorzero.app.build import build_envs, fingerprint, history_steps
+from priorzero.app.models import build_models
+from priorzero.app.refusals import ConfigError, check_config, refusing
 from priorzero.collect.evaluate import evaluate as play_episodes
 from priorzero.collect.evaluate import tasks
 from priorzero.collect.player import Player
@@ -27,7 +29,11 @@ from priorzero.utils.launch import set_threads
 
 log = logging.getLogger(__name__)
 
-OWN_KEYS = ("ckpt", "policies", "episodes", "games", "eval_seed", "output", "game", "policy", "play_seed", "steer", "rows")
+OWN_KEYS = (
+    *("ckpt", "policies", "episodes", "games", "eval_seed", "output"),  # eval.py
+    *("policy", "game", "play_seed", "steer", "rows"),  # play.py
+)
+OWN_GROUPS = ("env", "trainer", "evaluation", "search", "logger")  # chosen anew; the rest is the checkpoint's
 
 
 @dataclass
@@ -43,19 +49,25 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_session(cfg: DictConfig) -> Iterator[Session]:
-    """Models (from ``cfg.ckpt``, where given) and worker processes; closed at the end."""
+def open_session(cfg: DictConfig, num_envs: int | None = None) -> Generator[Session]:
+    """Models (from ``cfg.ckpt``, where given) and worker processes; closed at the end.
+
+    Raises:
+        ConfigError: something in the configuration cannot work.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
     folder = checkpoint.find(cfg.ckpt, Path(cfg.paths.log_dir)) if cfg.ckpt else None
     cfg = _saved_config(cfg, folder) if folder else cfg
     check_config(cfg)
     torch.manual_seed(cfg.seed)
     if cfg.trainer.threads:
         set_threads(cfg.trainer.threads)
-    games: GameSet = instantiate(cfg.env)
-    models = build_models(cfg, np.random.default_rng(cfg.seed))
+    with refusing():
+        games: GameSet = instantiate(cfg.env)
+        models = build_models(cfg, np.random.default_rng(cfg.seed))
     if folder:
         _load(cfg, models.player, folder, games)
-    envs = build_envs(cfg, cfg.evaluation.num_envs)
+    envs = build_envs(cfg, num_envs or cfg.evaluation.num_envs)
     try:
         yield Session(cfg, models.player, games, envs, history_steps(cfg), folder is not None)
     finally:
@@ -67,14 +79,19 @@ def _saved_config(cfg: DictConfig, folder: Path) -> DictConfig:
     file = folder.parents[1] / ".hydra" / "config.yaml"
     if not file.is_file():
         raise checkpoint.CheckpointError(f"{file} is missing: a checkpoint is read with the configuration of its run")
-    saved = OmegaConf.load(file)
-    saved.paths = cfg.paths
+    saved = cast(DictConfig, OmegaConf.load(file))
+    saved.paths, saved.trainer = cfg.paths, cfg.trainer  # where it runs is not the checkpoint's business
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         if key in OWN_KEYS:
             continue
+        if key in OWN_GROUPS:
+            saved[key] = cfg[key]
+            continue
         if key in HydraConfig.get().runtime.choices:
-            raise ConfigError(f"{override}: a checkpoint keeps its own {key}; change single values, like {key}.NAME=VALUE")
+            raise ConfigError(
+                f"{override}: a checkpoint keeps its own {key}; change single values, like {key}.NAME=VALUE"
+            )
         OmegaConf.update(saved, key, OmegaConf.create({"value": _parse(value)}).value, force_add=False)
     return saved
 
@@ -122,7 +139,6 @@ def evaluate(cfg: DictConfig) -> float | None:
                     session.envs,
                     todo,
                     policy,
-                    num_envs=session.cfg.evaluation.num_envs,
                     history_steps=session.history_steps,
                 )
         if not rows:

@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from priorzero.app.evaluate import Session, open_session
+from priorzero.app.refusals import ConfigError
 from priorzero.collect.episode import Decision, Episode
 from priorzero.collect.player import POLICIES
 
@@ -17,17 +18,19 @@ console = Console()
 
 def play(cfg: DictConfig) -> None:
     """Play one episode of game ``cfg.game`` (a number in the chosen game set) with ``cfg.policy``."""
-    with open_session(cfg) as session:
+    with open_session(cfg, num_envs=1) as session:
         policy = cfg.policy or _best_policy(session)
         games = session.games.train if cfg.games == "train" else session.games.heldout
         if not 0 <= cfg.game < len(games):
-            raise ValueError(f"game={cfg.game}: the {cfg.games} set has games 0 to {len(games) - 1}")
+            raise ConfigError(f"game={cfg.game}: the {cfg.games} set has {len(games)} games, counted from 0")
         _episode(session, policy, cfg)
 
 
 def _best_policy(session: Session) -> str:
     llm, trained = session.player.prior is not None, session.trained
-    return {(True, True): "wm_prior", (False, True): "wm", (True, False): "prior", (False, False): "random"}[llm, trained]
+    return {(True, True): "wm_prior", (False, True): "wm", (True, False): "prior", (False, False): "random"}[
+        llm, trained
+    ]
 
 
 def _episode(session: Session, policy: str, cfg: DictConfig) -> None:
@@ -64,7 +67,9 @@ def _show(episode: Episode, decision: Decision, rows: int) -> None:
     if decision.visits is not None:
         order = np.lexsort((-decision.visit_probs, -decision.visits))
     for i in order[:rows]:
-        table.add_row(*_row(int(i), step.valid_actions[i], decision), style="bold cyan" if i == decision.index else None)
+        table.add_row(
+            *_row(int(i), step.valid_actions[i], decision), style="bold cyan" if i == decision.index else None
+        )
     if len(order) > rows:
         table.add_row("", f"... {len(order) - rows} more", "", "", "", "")
     console.print(table)

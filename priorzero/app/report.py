@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from priorzero.collect.evaluate import interval
 from priorzero.types import EpisodeResult
 
+Results = Mapping[str, Mapping[str, Sequence[EpisodeResult]]]  # game set -> policy -> episodes
 
-def table(rows: dict[str, dict[str, Sequence[EpisodeResult]]]) -> str:
+
+def table(rows: Results) -> str:
     """A Markdown table: game sets x policies, mean score with its 95 % interval, and how many episodes were won."""
     policies = list(dict.fromkeys(policy for results in rows.values() for policy in results))
     lines = ["| games | " + " | ".join(f"`{p}`" for p in policies) + " | maximum |"]
@@ -31,10 +33,21 @@ def _cell(results: Sequence[EpisodeResult]) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def save_results(file: Path, rows: dict[str, dict[str, Sequence[EpisodeResult]]], about: dict[str, Any]) -> None:
+def save_results(file: Path, rows: Results, about: dict[str, Any]) -> None:
     """Every episode of the table as JSON, with what is needed to make it again."""
     episodes = {name: {p: [asdict(r) for r in rs] for p, rs in results.items()} for name, results in rows.items()}
     file.write_text(json.dumps(about | {"results": episodes}, indent=1))
+
+
+def carry_over(before: Path, now: Path, env_steps: int) -> None:
+    """Begin the evaluations of the folder ``now`` with those of ``before`` up to ``env_steps``: a resumed run's curve.
+
+    Both folders may be the same; what was evaluated after the checkpoint is then forgotten.
+    """
+    file = before / "evaluations.jsonl"
+    if file.is_file():
+        lines = [line for line in file.read_text().splitlines() if json.loads(line)["env_step"] <= env_steps]
+        (now / file.name).write_text("".join(line + "\n" for line in lines))
 
 
 def read_curves(evaluations: Path) -> dict[str, list[tuple[int, float, float, float]]]:

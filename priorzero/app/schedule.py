@@ -20,6 +20,8 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
+    """How many rounds, and whose."""
+
     mode: str  # parallel | sequential | alternating | world_model | llm
     rounds: int  # rounds that collect
     policy_rounds: int  # sequential: rounds of the language model after those of the world model
@@ -35,6 +37,8 @@ def rounds(config: ScheduleConfig) -> list[Round]:
     Raises:
         ValueError: the mode is unknown, or its numbers leave a model without a round.
     """
+    if config.rounds < 1:
+        raise ValueError(f"a run needs at least one round, not {config.rounds}: raise trainer.max_rounds")
     train_wm, train_llm = Round("world_model", True), Round("policy", False)
     if config.mode == "world_model":
         return [train_wm] * config.rounds
@@ -44,13 +48,13 @@ def rounds(config: ScheduleConfig) -> list[Round]:
         return [train_wm, train_llm] * config.rounds
     if config.mode == "sequential":
         if config.policy_rounds < 1:
-            raise ValueError("mode=sequential trains the language model in schedule.policy_rounds rounds: set 1 or more")
+            raise ValueError(
+                "mode=sequential trains the language model for schedule.policy_rounds: set it to 1 or more"
+            )
         return [train_wm] * config.rounds + [train_llm] * config.policy_rounds
     if config.mode == "alternating":
         return _alternating(config, train_wm, train_llm)
-    raise ValueError(
-        f"unknown mode {config.mode!r}: use parallel, sequential, alternating, world_model or llm"
-    )  # fmt: skip
+    raise ValueError(f"unknown mode {config.mode!r}: use parallel, sequential, alternating, world_model or llm")
 
 
 def _alternating(config: ScheduleConfig, train_wm: Round, train_llm: Round) -> list[Round]:
@@ -59,8 +63,9 @@ def _alternating(config: ScheduleConfig, train_wm: Round, train_llm: Round) -> l
     if llm_rounds < 1:
         raise ValueError(
             f"mode=alternating: {config.phase_rounds} rounds of {config.world_model_updates} world-model updates at "
-            f"wm_llm_ratio {config.wm_llm_ratio:g} leave the language model {updates:.2f} updates a phase, less than half "
-            f"a round of {config.policy_updates}: raise schedule.phase_rounds, or lower wm_llm_ratio or policy_updates"
+            f"wm_llm_ratio {config.wm_llm_ratio:g} leave the language model {updates:.2f} updates a phase, less than "
+            f"half a round of {config.policy_updates}: raise schedule.phase_rounds, or lower schedule.wm_llm_ratio or "
+            "data.policy_updates_per_round"
         )
     schedule: list[Round] = []
     left = config.rounds

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import sys
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from priorzero.app import checkpoint, report
 from priorzero.app.build import Run, build_run
 from priorzero.app.schedule import Round, phases
-from priorzero.callbacks.weights import snapshot
 from priorzero.collect.evaluate import tasks
-from priorzero.types import EpisodeResult
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+class Interrupted(Exception):
+    """The user ended the run; a checkpoint holds all of it."""
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -24,6 +24,12 @@ def train(cfg: DictConfig) -> float | None:
 
     Returns:
         The metric named by ``optimized_metric``, None where it was not measured.
+
+    Raises:
+        Interrupted: after Ctrl-C, at the end of the round.
+        StopNow: after a second one, at once.
+        ConfigError: something in the configuration cannot work.
+        CheckpointError: ``ckpt_path`` does not lead to a checkpoint of such a run.
     """
     run = build_run(cfg)
     try:
@@ -31,9 +37,11 @@ def train(cfg: DictConfig) -> float | None:
             resume(run, cfg.ckpt_path)
         run.stop.install()
         _rounds(run)
+        run.stop.uninstall()  # all is saved: from here on Ctrl-C just ends
         if run.stop.requested:
-            log.warning("stopped at round %d of %d; go on with ckpt_path=%s", run.position, len(run.schedule), run.folder)
-            sys.exit(INTERRUPTED)
+            raise Interrupted(
+                f"stopped at round {run.position} of {len(run.schedule)}; go on with ckpt_path={run.folder}"
+            )
         return _finish(run)
     finally:
         run.stop.uninstall()
@@ -49,6 +57,9 @@ def _rounds(run: Run) -> None:
         progress.rounds_done(run.position)
     try:
         _evaluate_start(run)
+        if run.stop.requested:
+            checkpoint.save(run, cfg.checkpoints_kept)
+            return
         for phase in phases(run.schedule, run.position, cfg.checkpoint_every_n_rounds):
             _fit(run, phase)
             if progress:
@@ -68,6 +79,8 @@ def _evaluate_start(run: Run) -> None:
     """The first point of the learning curve: before any training."""
     if run.position == 0 and run.cfg.evaluation.at_start:
         for play in run.evaluation.plays.values():
+            if run.stop.requested:
+                return
             play()
 
 
@@ -85,26 +98,14 @@ def _fit(run: Run, phase: list[Round]) -> None:
 
 
 def resume(run: Run, path: str) -> None:
-    """Take over everything from a checkpoint: weights, optimizers, replay, counters, random numbers, games."""
-    folder = checkpoint.find(path, run.folder.parents[1])
-    state = checkpoint.read(folder)
-    checkpoint.check(state, run.fingerprint, folder)
-    run.position = state["position"]
-    run.vocabulary.load_state_dict(state["vocabulary"])
-    run.limiter.load_state_dict(state["limiter"])
-    run.replay.load(folder / "replay")
-    for name, learner in run.learners.items():
-        learner.data.load_state_dict(state["data"][name])
-        learner.rounds = state["rounds"][name]
-        weights = checkpoint.weights(folder, name)
-        if weights is None:
-            continue
-        learner.module.load_state_dict(weights, strict=name == "world_model")
-        learner.resume_from = folder / checkpoint.FILES[name]
-        run.mailbox.post(name, snapshot(learner.module))
-    run.mailbox.versions.update(state["versions"])
-    run.evaluation.player.rng.bit_generator.state = state["evaluation_rng"]
-    run.collector.actor.load_state_dict(state["actor"])
+    """Go on from a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or belongs to another configuration.
+    """
+    folder = checkpoint.find(path, Path(run.cfg.paths.log_dir), run.folder)
+    checkpoint.restore(run, folder)
+    report.carry_over(folder.parents[1], run.folder, run.collector.actor.env_steps)
     log.info(
         "resumed from %s: round %d of %d, env_step %d, %d steps in the replay",
         folder, run.position, len(run.schedule), run.collector.actor.env_steps, len(run.replay),
@@ -126,12 +127,15 @@ def _finish(run: Run) -> float | None:
         report.save_results(run.folder / "results.json", rows, about)
         log.info("mean score [95 %% interval] over %d episodes:\n%s", cfg.final_episodes, text)
     log.info("everything of this run is in %s", run.folder)
-    metrics = {name: value for learner in run.learners.values() for name, value in learner.trainer.callback_metrics.items()}
+    metrics = {
+        name: value for learner in run.learners.values() for name, value in learner.trainer.callback_metrics.items()
+    }
     metric = metrics.get(run.cfg.optimized_metric)
     return None if metric is None else float(metric)
 
 
-def final_results(run: Run) -> dict[str, dict[str, list[EpisodeResult]]]:
+def final_results(run: Run) -> report.Results:
+    """Play ``evaluation.final_episodes`` episodes of each game set with each of the final policies."""
     cfg = run.cfg.evaluation
     sets = {"training games": run.games.train, "held-out games": run.games.heldout}
     with run.collector.paused():

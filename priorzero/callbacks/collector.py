@@ -1,7 +1,7 @@
 """The background collector: plays games beside the training, in a thread or inline.
 
 ``inline`` plays a fixed number of steps before every round, so a run is reproducible to the bit. ``thread`` plays all
-the time and the rate limiter holds the ratio between steps played and steps trained.
+the time and the rate limiter holds the ratio between steps stored and samples trained.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CollectorConfig:
+    """When games are played."""
+
     kind: str  # inline | thread
-    env_steps_per_round: int
+    env_steps_per_round: int  # inline: at least so many
+    finish_first: bool  # the first update waits for a finished episode: it learns from returns
 
 
 class Collector(lightning.Callback):
@@ -38,7 +41,7 @@ class Collector(lightning.Callback):
         if config.kind not in ("inline", "thread"):
             raise ValueError(f"collector.kind must be inline or thread, not {config.kind!r}")
         self.actor, self.replay, self.limiter, self.mailbox, self.config = actor, replay, limiter, mailbox, config
-        self.collecting = True  # the schedule turns it off for rounds that train on what is there
+        self.collecting = True  # inline: the schedule turns it off for rounds that train on what is there
         self._lock = threading.Lock()  # held while a step is played
         self._turnstile = threading.Lock()  # whoever waits for the lock waits in here, so that no one is passed over
         self._stop = threading.Event()
@@ -53,27 +56,29 @@ class Collector(lightning.Callback):
             self._tick()
 
     def _tick(self) -> None:
-        with self._turnstile:
-            self._lock.acquire()
-        try:
-            self.mailbox.deliver(self.actor)
+        with self.paused():
             for segment in self.actor.tick():
                 self.replay.add(segment)
                 self.limiter.insert(len(segment))
-        finally:
-            self._lock.release()
 
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                if self.limiter.wait_insert(self._stop):
+                if self.limiter.wait_insert(self._stop, self._largest_insert()):
                     self._tick()
         except BaseException as error:
             self.limiter.fail(error)
 
+    def _largest_insert(self) -> int:
+        """The most steps that one more tick can store: every episode may end in it."""
+        return self.actor.pending + self.actor.config.num_envs
+
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """No step is played inside: for evaluation with the same models, and for checkpoints."""
+    def paused(self) -> Generator[None]:
+        """No other thread plays a step inside, and the newest weights are in place.
+
+        For evaluation with the same models, and for checkpoints.
+        """
         with self._turnstile:
             self._lock.acquire()
         try:
@@ -85,14 +90,18 @@ class Collector(lightning.Callback):
     # ---------------------------------------------------------------------------------------------------- callback
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self._thread is None and self.limiter.inserted < self.limiter.min_size:
+        if self._thread is None and not self._ready():
             log.info("playing until %d environment steps are stored, before the first update", self.limiter.min_size)
-            while self.limiter.inserted < self.limiter.min_size:
+            while not self._ready():
                 self._tick()
         if self.config.kind == "thread" and self._thread is None:
             self._stop.clear()
             self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
             self._thread.start()
+
+    def _ready(self) -> bool:
+        finished = self.actor.finished > 0 or not self.config.finish_first
+        return finished and self.limiter.inserted >= self.limiter.min_size
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.config.kind == "inline" and self.collecting:
@@ -109,6 +118,7 @@ class Collector(lightning.Callback):
         module.log_dict(self.metrics(), batch_size=1)
 
     def metrics(self) -> dict[str, float]:
+        """Counters, the latest episodes, and what player and prior count."""
         actor = self.actor
         player = actor.player
         results = list(actor.results)

@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
+    """What is played in each evaluation."""
+
     policies: tuple[str, ...]
     episodes: int
     seed: int
-    num_envs: int
 
 
 class Evaluation:
@@ -44,15 +45,18 @@ class Evaluation:
     ) -> None:
         self.player, self.todo, self.config, self.collector = player, list(todo), config, collector
         self.history_steps, self.file = history_steps, folder / "evaluations.jsonl"
-        self._make_envs, self._envs = make_envs, None
+        self._make_envs = make_envs
+        self._envs: VectorEnv | None = None  # made when first needed
 
     @property
     def plays(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """By policy: plays its episodes and returns the metrics."""
         return {policy: functools.partial(self.play, policy) for policy in self.config.policies}
 
     def play(self, policy: str) -> dict[str, float]:
         """``val/<policy>/...`` metrics of one round of evaluation episodes."""
         with self.collector.paused():
+            self.player.env_steps = self.collector.actor.env_steps
             results = self.results(policy, self.todo)
         row = {
             "env_step": self.collector.actor.env_steps,
@@ -70,13 +74,13 @@ class Evaluation:
         return {f"val/{policy}/{name}": value for name, value in metrics.items()}
 
     def results(self, policy: str, todo: Sequence[Task]) -> list[EpisodeResult]:
+        """Play ``todo`` with ``policy``; nobody else may use the models meanwhile."""
         if self._envs is None:
             self._envs = self._make_envs()
-        return evaluate(
-            self.player, self._envs, todo, policy, num_envs=self.config.num_envs, history_steps=self.history_steps
-        )
+        return evaluate(self.player, self._envs, todo, policy, history_steps=self.history_steps)
 
     def close(self) -> None:
+        """End the worker processes; safe to call twice."""
         if self._envs is not None:
             self._envs.close()
             self._envs = None

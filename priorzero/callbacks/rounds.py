@@ -17,6 +17,10 @@ from priorzero.callbacks.collector import Collector
 log = logging.getLogger(__name__)
 
 
+class StopNow(BaseException):
+    """The user pressed Ctrl-C twice. No `KeyboardInterrupt`, which Lightning would turn into an exit of its own."""
+
+
 class GracefulStop(lightning.Callback):
     """Ctrl-C once: finish the round, write a checkpoint, end. Ctrl-C twice: end now."""
 
@@ -25,16 +29,18 @@ class GracefulStop(lightning.Callback):
         self._before: Any = None
 
     def install(self) -> None:
+        """Take over Ctrl-C."""
         self._before = signal.signal(signal.SIGINT, self._handle)
 
     def uninstall(self) -> None:
+        """Give it back; safe to call twice."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            raise StopNow
         self.requested = True
         log.warning("stopping after this round with a checkpoint; press Ctrl-C again to stop now without one")
 
@@ -101,14 +107,18 @@ class LiveProgress:
         self._updates = self._bar.add_task("updates", total=None, facts="")
 
     def start(self) -> None:
+        """Show it."""
         self._bar.start()
 
     def stop(self) -> None:
+        """Leave it as it is."""
         self._bar.stop()
 
     def update(self, name: str, done: int, total: int, facts: dict[str, str]) -> None:
+        """Where the present round is."""
         text = " ".join(f"{key} {value}" for key, value in facts.items())
         self._bar.update(self._updates, description=name, completed=done, total=total, facts=text)
 
     def rounds_done(self, done: int) -> None:
+        """Where the run is."""
         self._bar.update(self._rounds, completed=done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import lightning
@@ -24,9 +25,16 @@ class Mailbox:
         self._lock = threading.Lock()
 
     def post(self, name: str, state: State) -> None:
+        """Leave new weights of ``world_model`` or ``policy``; what still waits there is replaced."""
         with self._lock:
             self.versions[name] += 1
             self._waiting[name] = state
+
+    def restore(self, versions: Mapping[str, int], states: Mapping[str, State]) -> None:
+        """Leave the weights of a checkpoint, under the versions that they had."""
+        with self._lock:
+            self.versions = {name: int(version) for name, version in versions.items()}
+            self._waiting = dict(states)
 
     def deliver(self, actor: Actor) -> None:
         """Give what waits to the actor's player. Called between two decisions, by the thread that decides."""
@@ -41,27 +49,24 @@ class Mailbox:
 
 
 class WeightSync(lightning.Callback):
-    """Posts a copy of the trained weights every ``every_updates`` updates and at the end of every fit."""
+    """Posts a copy of the trained weights every ``every_updates`` updates and with the last one of every round.
+
+    A round's evaluation comes after its last update, and so sees these weights.
+    """
 
     def __init__(self, mailbox: Mailbox, name: str, every_updates: int | None) -> None:
         self.mailbox, self.name, self.every_updates = mailbox, name, every_updates
         self._posted_at = -1
 
-    def post(self, module: lightning.LightningModule) -> None:
-        self.mailbox.post(self.name, snapshot(module))
-
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if self.every_updates and step % self.every_updates == 0 and step != self._posted_at:
+        due = self.every_updates is not None and step % self.every_updates == 0
+        last = batch_idx + 1 == trainer.num_training_batches
+        if (due or last) and step != self._posted_at:
             self._posted_at = step
-            self.post(module)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.global_step != self._posted_at:
-            self._posted_at = trainer.global_step
-            self.post(module)
+            self.mailbox.post(self.name, snapshot(module))
 
 
 def snapshot(module: lightning.LightningModule) -> State:

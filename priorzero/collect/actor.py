@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
+    """How the training games are played."""
+
     num_envs: int
     policy: str  # random | prior | wm | wm_prior
     segment_steps: int  # a longer episode becomes several segments
@@ -45,14 +47,13 @@ class Actor:
         self.finished = 0
         self._episodes: list[Episode] = []
 
-    def run(self, env_steps: int) -> Iterator[Segment]:
-        """Play at least ``env_steps`` steps; segments come out as they fill. Stopping between two is safe."""
-        goal = self.env_steps + env_steps
-        while self.env_steps < goal:
-            yield from self.tick()
+    @property
+    def pending(self) -> int:
+        """Steps that were played and are in no segment yet."""
+        return sum(episode.pending for episode in self._episodes)
 
     def tick(self) -> list[Segment]:
-        """One step in every game."""
+        """Play one step in every game; the segments that it completes come out."""
         if not self._episodes:
             self._start(range(self.config.num_envs))
         episodes = self._episodes
@@ -66,7 +67,8 @@ class Actor:
                 segments.append(self._cut(episode))
             if episode.step.done:
                 over.append(slot)
-                self._record(episode)
+                self.finished += 1
+                self.results.append(episode.result("collect"))
         if over:
             self._start(over)
         return segments
@@ -74,22 +76,6 @@ class Actor:
     def _cut(self, episode: Episode) -> Segment:
         world_model, policy = self.versions
         return episode.cut(gamma=self.config.gamma, world_model_version=world_model, policy_version=policy)
-
-    def _record(self, episode: Episode) -> None:
-        step = episode.step
-        self.finished += 1
-        self.results.append(
-            EpisodeResult(
-                step.game,
-                episode.seed,
-                "collect",
-                step.score,
-                step.max_score,
-                len(episode.turns),
-                step.terminated,
-                step.fault,
-            )
-        )
 
     def _start(self, slots: Sequence[int]) -> None:
         """Begin a fresh episode in each of these slots. Games take turns; every episode has its own seed."""
@@ -131,17 +117,26 @@ class Actor:
     # ------------------------------------------------------------------------------------------------------ resume
 
     def state_dict(self) -> dict[str, Any]:
+        """Counters, random numbers and running episodes, as plain containers."""
         return {
             "env_steps": self.env_steps,
             "started": self.started,
             "finished": self.finished,
+            "results": [asdict(result) for result in self.results],
+            "faults": dict(self.envs.faults),
             "rng": self.player.rng.bit_generator.state,
             "episodes": [episode.state_dict() for episode in self._episodes],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint left off; running episodes are played again from their seeds."""
+        """Go on where a checkpoint left off; running episodes are played again from their seeds.
+
+        Raises:
+            RuntimeError: a game does not offer the actions any more that were played in it.
+        """
         self.env_steps, self.started, self.finished = state["env_steps"], state["started"], state["finished"]
+        self.results.extend(EpisodeResult(**result) for result in state["results"])
+        self.envs.faults.update(state["faults"])
         self.player.rng.bit_generator.state = state["rng"]
         saved = state["episodes"]
         if len(saved) not in (0, self.config.num_envs):
@@ -177,12 +172,12 @@ class Actor:
                 )  # fmt: skip
 
     def _past_decision(self, episode: Episode, saved: dict[str, Any], t: int) -> Decision:
-        if t >= saved["start"]:
-            return decision_from_state(saved["decisions"][t - saved["start"]])
         valid, action = episode.step.valid_actions, saved["actions"][t]
         if action not in valid:
             raise RuntimeError(
                 f"cannot resume: in game {saved['game']} the action {action!r} of the checkpoint is no longer valid; "
                 "the game or the valid-action settings have changed since"
             )
+        if t >= saved["start"]:
+            return decision_from_state(saved["decisions"][t - saved["start"]])
         return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)

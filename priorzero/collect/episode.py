@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from priorzero.envs.base import GameSpec
-from priorzero.types import Segment, Situation, Step, Turn
+from priorzero.rl.returns import discounted_returns
+from priorzero.types import EpisodeResult, Segment, Situation, Step, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Episode:
 
     @property
     def actions(self) -> list[str]:
+        """What was played so far."""
         return [turn.action for turn in self.turns]
 
     @property
@@ -51,6 +53,7 @@ class Episode:
         return len(self.turns) - self.start
 
     def situation(self) -> Situation:
+        """What a policy may look at now."""
         recent = self.turns[-self.history_steps :] if self.history_steps else []
         return Situation(self.step.observation, self.step.valid_actions, tuple(recent), self.step.goal)
 
@@ -86,11 +89,18 @@ class Episode:
             truncated=self.step.truncated,
             world_model_version=world_model_version,
             policy_version=policy_version,
-            returns=_discounted(rewards, gamma) if self.step.done else None,
+            returns=discounted_returns(rewards, gamma) if self.step.done else None,
         )
         self.start = len(self.turns)
         self.valid, self.decisions = [], []
         return segment
+
+    def result(self, policy: str) -> EpisodeResult:
+        """How it went, played by ``policy``."""
+        step = self.step
+        return EpisodeResult(
+            step.game, self.seed, policy, step.score, step.max_score, len(self.turns), step.terminated, step.fault
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Enough to play the episode again up to here; plain containers and arrays only."""
@@ -114,6 +124,7 @@ class Episode:
 
 
 def decision_from_state(state: dict[str, Any]) -> Decision:
+    """A decision as `Episode.state_dict` wrote it."""
     prior = state["prior_logprobs"]
     return Decision(
         index=state["index"],
@@ -121,11 +132,3 @@ def decision_from_state(state: dict[str, Any]) -> Decision:
         root_value=state["root_value"],
         prior_logprobs=None if prior is None else np.array(prior, np.float32),
     )
-
-
-def _discounted(rewards: np.ndarray, gamma: float) -> np.ndarray:
-    returns, total = np.zeros_like(rewards), 0.0
-    for t in reversed(range(len(rewards))):
-        total = rewards[t] + gamma * total
-        returns[t] = total
-    return returns

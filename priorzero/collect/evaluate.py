@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from priorzero.collect.episode import Decision, Episode
+from priorzero.collect.episode import Episode
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import EpisodeResult
-
-Watch = Callable[[Episode, Decision], None]  # sees every decision before it is taken
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,24 @@ def evaluate(
     todo: Sequence[Task],
     policy: str,
     *,
-    num_envs: int,
     history_steps: int,
-    watch: Watch | None = None,
 ) -> list[EpisodeResult]:
-    """Play every task once; results come in the order of ``todo``."""
+    """Play every task once, as many at a time as there are environments.
+
+    Args:
+        player: decides.
+        envs: where to play.
+        todo: what to play.
+        policy: who plays, one of `priorzero.collect.player.POLICIES`.
+        history_steps: how many past turns a prompt may show.
+
+    Returns:
+        Results in the order of ``todo``.
+    """
     waiting = iter(enumerate(todo))
     running: dict[int, tuple[int, Episode]] = {}
     results: dict[int, EpisodeResult] = {}
-    free = list(range(num_envs))
+    free = list(range(envs.num_envs))
     while True:
         fresh = list(itertools.islice(waiting, len(free)))
         if fresh:
@@ -56,16 +63,14 @@ def evaluate(
             }  # fmt: skip
         if not running:
             return [results[i] for i in range(len(todo))]
-        _advance(player, envs, {slot: episode for slot, (_, episode) in running.items()}, policy, watch)
+        _advance(player, envs, {slot: episode for slot, (_, episode) in running.items()}, policy)
         for slot in [slot for slot, (_, episode) in running.items() if episode.step.done]:
             number, episode = running.pop(slot)
             free.append(slot)
-            results[number] = _result(episode, policy)
+            results[number] = episode.result(policy)
 
 
-def _start(
-    player: Player, envs: VectorEnv, slots: list[int], todo: list[Task], history_steps: int
-) -> list[Episode]:
+def _start(player: Player, envs: VectorEnv, slots: list[int], todo: list[Task], history_steps: int) -> list[Episode]:
     steps = envs.reset(slots, [task.spec for task in todo], [task.seed for task in todo])
     vectors = player.encode([step.observation for step in steps])
     return [
@@ -74,25 +79,13 @@ def _start(
     ]
 
 
-def _advance(
-    player: Player, envs: VectorEnv, episodes: dict[int, Episode], policy: str, watch: Watch | None
-) -> None:
+def _advance(player: Player, envs: VectorEnv, episodes: dict[int, Episode], policy: str) -> None:
     decisions = player.decide(policy, list(episodes.values()), explore=False)
-    if watch:
-        for episode, decision in zip(episodes.values(), decisions, strict=True):
-            watch(episode, decision)
     actions = [e.step.valid_actions[d.index] for e, d in zip(episodes.values(), decisions, strict=True)]
     steps = envs.step(list(episodes), actions)
     vectors = player.encode([step.observation for step in steps])
     for e, decision, action, step, vector in zip(episodes.values(), decisions, actions, steps, vectors, strict=True):
         e.advance(decision, int(player.vocabulary.add(e.step.game, [action])[0]), step, vector)
-
-
-def _result(episode: Episode, policy: str) -> EpisodeResult:
-    step = episode.step
-    return EpisodeResult(
-        step.game, episode.seed, policy, step.score, step.max_score, len(episode.turns), step.terminated, step.fault
-    )
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

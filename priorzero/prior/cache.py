@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class PriorCache:
             self._entries.move_to_end(key)
         return found
 
-    def entries(self) -> list[tuple[Hashable, np.ndarray]]:
+    def entries(self) -> list[tuple[Any, np.ndarray]]:
         """All keys and arrays, the least recently used first."""
         return list(self._entries.items())
 

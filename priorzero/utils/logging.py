@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -32,3 +33,30 @@ class RankLogger(logging.LoggerAdapter):
 def get_logger(name: str) -> RankLogger:
     """The rank-aware logger of the module ``name`` (pass ``__name__``)."""
     return RankLogger(logging.getLogger(name), {})
+
+
+# Advice and deprecations of libraries that say nothing of this program: data is made by the collector, in this process.
+_QUIET = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Be aware that when using `ckpt_path`, callbacks",
+    r"The '.*_dataloader' does not have many workers",
+    r"Total length of .* across ranks is zero",
+    r"Your `IterableDataset` has `__len__` defined",
+    r".*Found \d+ module\(s\) in eval mode",
+    r"`weights_only` was not set",
+    r"Experiment logs directory .* exists and is not empty",
+)
+
+
+def quiet_libraries() -> None:
+    """Let libraries speak only where something is wrong, and once. Call it after importing Lightning."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for message in _QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()  # its own; what it says goes to the handlers of the program
+        logger.propagate = True

@@ -1,0 +1,176 @@
+"""Builds what learns: the modules that the schedule trains, each with its Trainer and its stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning
+import numpy as np
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+
+from priorzero.app.models import Models
+from priorzero.callbacks.rounds import RoundReport
+from priorzero.callbacks.weights import WeightSync
+from priorzero.data.collate import world_model_batch
+from priorzero.data.datamodule import PriorZeroData
+from priorzero.data.streams import (
+    PolicyDataConfig,
+    PolicyStream,
+    Source,
+    Stream,
+    WorldModelDataConfig,
+    WorldModelStream,
+)
+from priorzero.policy.load import LanguageModel
+from priorzero.policy.logprobs import pack
+from priorzero.policy.module import PolicyModule
+from priorzero.text.prompt import PromptBuilder
+from priorzero.types import Segment
+from priorzero.world_model.module import WorldModelModule
+
+if TYPE_CHECKING:
+    from priorzero.app.build import Run
+
+
+@dataclass
+class Learner:
+    """A model, the Trainer that trains it, and its view of the data."""
+
+    module: lightning.LightningModule
+    trainer: lightning.Trainer
+    data: PriorZeroData
+    rounds: int = 0  # trained so far
+    resume_from: Path | None = None  # a checkpoint that the first fit takes its optimizer from
+
+
+def build_learners(run: Run, models: Models) -> None:
+    """Put a learner for each model that the schedule trains into ``run.learners``."""
+    cfg = run.cfg
+    trained: set[str] = {r.model for r in run.schedule}
+    world_model = WorldModelModule(
+        models.world_model,
+        loss=instantiate(cfg.world_model.loss),
+        target=instantiate(cfg.world_model.target),
+        optim=instantiate(cfg.world_model.optim),
+    )
+    if "world_model" in trained:
+        stream = build_world_model_stream(run)
+        run.learners["world_model"] = build_learner(run, "world_model", world_model, stream, evaluates=True)
+    if "policy" in trained:
+        if models.language_model is None:
+            raise ValueError(f"mode={cfg.schedule.mode} trains a language model, and none was loaded")
+        policy = PolicyModule(
+            models.language_model, loss=instantiate(cfg.objective), optim=instantiate(cfg.policy_optim)
+        )
+        stream = build_policy_stream(run, models.language_model, world_model, limited=trained == {"policy"})
+        evaluates = cfg.schedule.mode in ("llm", "sequential")  # elsewhere the world model's rounds come soon after
+        run.learners["policy"] = build_learner(run, "policy", policy, stream, evaluates=evaluates)
+
+
+def build_learner(
+    run: Run, name: str, module: lightning.LightningModule, stream: Stream, *, evaluates: bool
+) -> Learner:
+    """A learner; its rounds are evaluated if ``evaluates``."""
+    data = PriorZeroData(stream, evaluations=run.evaluation.plays if evaluates else None)
+    return Learner(module, build_trainer(run, name), data)
+
+
+def build_source(run: Run, *, limited: bool) -> Source:
+    """The replay as a stream draws from it. One stream of a run is ``limited``: its samples hold the collector."""
+    background = run.cfg.collector.kind == "thread"
+    return Source(
+        replay=run.replay,
+        limiter=run.limiter,
+        limited=limited and background,
+        stall_s=run.cfg.collector.stall_s if background else 0.0,  # inline: nobody else could bring more data
+        stop=run.halt,
+    )
+
+
+def build_world_model_stream(run: Run) -> WorldModelStream:
+    """Windows for the world model."""
+    data = run.cfg.data
+    config = WorldModelDataConfig(
+        batch_size=data.batch_size, unroll=data.unroll, bootstrap=data.td_steps, max_known=data.max_known
+    )
+    return WorldModelStream(build_source(run, limited=True), run.vocabulary, config, seed=run.cfg.seed)
+
+
+def build_policy_stream(
+    run: Run, language_model: LanguageModel, world_model: WorldModelModule, *, limited: bool
+) -> PolicyStream:
+    """Steps for the language model. Its prompts are written with a tokenizer that no other thread uses."""
+    cfg = run.cfg
+    config = PolicyDataConfig(
+        batch_size=cfg.data.policy_micro_batch * cfg.data.policy_accumulate,
+        micro_batch_size=cfg.data.policy_micro_batch,
+        newest_steps=cfg.data.newest_steps,
+        newest_share=cfg.data.newest_share,
+        advantage=cfg.data.advantage,
+        normalisation=cfg.data.advantage_normalisation,
+        decay=cfg.data.advantage_decay,
+    )
+    return PolicyStream(
+        build_source(run, limited=limited),
+        config,
+        prompts=PromptBuilder(language_model.tokenizer, instantiate(cfg.prompt)),
+        pack=pack,
+        pad_id=language_model.pad_id,
+        advantages=lambda segments, steps: world_model_advantages(world_model, run, segments, steps),
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(run: Run, name: str) -> lightning.Trainer:
+    """One Trainer a model. Its epochs are rounds of an integer number of updates (style 5.3, R1)."""
+    t, data, policy = run.cfg.trainer, run.cfg.data, name == "policy"
+    accumulate = data.policy_accumulate if policy else 1
+    updates = data.policy_updates_per_round if policy else data.updates_per_round
+    sync = WeightSync(run.mailbox, name, None if policy else t.sync_every_updates)
+    callbacks: list[Callback] = [RoundReport(run.collector, name, run.progress), run.collector, sync, run.stop]
+    return lightning.Trainer(
+        accelerator=t.accelerator,
+        devices=t.devices,
+        strategy=run.cfg.strategy.name if "_target_" not in run.cfg.strategy else instantiate(run.cfg.strategy),
+        precision=t.precision,
+        max_epochs=0,
+        limit_train_batches=updates * accumulate,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=t.policy_gradient_clip_val if policy else t.gradient_clip_val,
+        check_val_every_n_epoch=run.cfg.evaluation.every_n_rounds,
+        num_sanity_val_steps=0,
+        log_every_n_steps=t.log_every_n_steps,
+        detect_anomaly=t.detect_anomaly,
+        profiler=t.profiler,
+        logger=run.loggers or False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+    )
+
+
+def world_model_advantages(
+    module: WorldModelModule, run: Run, segments: Sequence[Segment], starts: Sequence[int]
+) -> np.ndarray:
+    """y_t - v(s_t) [n] of the steps ``starts`` of ``segments``, from the world model's target network."""
+    data = run.cfg.data
+    n = len(segments)
+    batch = world_model_batch(
+        segments,
+        starts,
+        unroll=1,
+        bootstrap=data.td_steps,
+        vocabulary=run.vocabulary,
+        weight=np.ones(n, np.float32),
+        index=np.zeros(n, np.int64),
+        max_known=0,
+        rng=np.random.default_rng(0),
+    )
+    return module.advantages(batch)[:, 0].float().cpu().numpy()
