@@ -71,8 +71,8 @@ class PromptConfig:
         show: the parts of the current observation that are shown: feedback, look, inventory.
         show_valid_actions: list the valid actions.
         show_rewards: write the reward after an action of the history that got one.
-        truncate_observation: where the current observation alone is too long, cut the end of the room description
-            (logged and counted) instead of raising.
+        truncate_observation: where the current observation alone is too long, cut the end of the room description,
+            then of the feedback (logged and counted) instead of raising.
         system: the system text, None for the built-in one. ``{goal}`` and ``{format}`` in it stand for the goal and the
             format's instruction; a line with ``{goal}`` is left out where a game states none.
     """
@@ -114,7 +114,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.config = config
         self.format = FORMATS[config.format]
-        self.truncated = 0  # prompts whose room description was cut
+        self.truncated = 0  # prompts whose observation was cut
         self._prefix_ids = self._encode(self.format.prefix)
         self._answer = lru_cache(maxsize=65_536)(self._encode_answer)
 
@@ -192,23 +192,27 @@ class PromptBuilder:
         return fitting - 1 if fitting else None
 
     def _cut(self, situation: Situation, answer: str) -> str:
-        observation = situation.observation
-        words = squeeze(observation.look).split(" ")
+        """Cut the end of the room description, then of the feedback; the inventory stays whole."""
+        observation = self._shown(situation.observation)
+        feedback, look = squeeze(observation.feedback).split(" "), squeeze(observation.look).split(" ")
+        words = len(feedback) + (0 if " ".join(look) in " ".join(feedback) else len(look))
 
         def with_words(keep: int) -> str:
-            shortened = observation._replace(look=" ".join(words[:keep]))
+            rest = " ".join(look[: max(0, keep - len(feedback))])
+            shortened = observation._replace(feedback=" ".join(feedback[:keep]), look=rest)
             return self._render(replace(situation, observation=shortened), (), answer)
 
-        keep = self._most(with_words, len(words)) if self.config.truncate_observation else None
+        keep = self._most(with_words, words) if self.config.truncate_observation else None
         if keep is None:
             needed = len(self._encode(self._render(situation, (), answer)))
             raise PromptTooLongError(
                 f"the current observation needs a prompt of {needed} tokens without any history, and the budget is "
                 f"{self.config.max_tokens}: raise max_tokens of the prompt, or set truncate_observation"
-                + (" (already set: the room description is not what is too long)" * self.config.truncate_observation)
+                + (" (already set: the observation is not what is too long)" * self.config.truncate_observation)
             )
         self.truncated += 1
-        log.warning("cut a room description to %d of %d words (%d so far)", keep, len(words), self.truncated)
+        if self.truncated.bit_count() == 1:  # at 1, 2, 4, 8, ...
+            log.warning("cut an observation to %d of its %d words in a prompt (%d so far)", keep, words, self.truncated)
         return with_words(keep)
 
     def _fits(self, text: str) -> bool:

@@ -168,9 +168,18 @@ def test_truncated_observation(caplog):
     assert "You carry nothing." in text
     assert text.endswith("Action:")
     assert builder.truncated == 1
-    assert "cut a room description" in caplog.text
+    assert "cut an observation" in caplog.text
     with pytest.raises(PromptTooLongError, match="already set"):
         build(max_tokens=50, truncate_observation=True).prompt(long)
+
+
+def test_long_feedback_is_cut_after_the_room():
+    long = Situation(Observation("word " * 400, "Hall " * 20, "You carry nothing."), ("look",))
+    builder = build(max_tokens=300, truncate_observation=True)
+    text = TOKENIZER.decode(builder.prompt(long))
+    assert "word word" in text
+    assert "Hall" not in text
+    assert "You carry nothing." in text
 
 
 def test_observation_parts_that_repeat_are_skipped():
