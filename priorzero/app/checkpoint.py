@@ -35,8 +35,11 @@ def save(run: Run, keep: int) -> Path:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     for name, learner in run.learners.items():
-        if learner.rounds:
-            learner.trainer.save_checkpoint(half / FILES[name])
+        if learner.resume_from is not None:  # not trained since the run was resumed
+            shutil.copyfile(learner.resume_from, half / FILES[name])
+            learner.resume_from = folder / FILES[name]
+        elif learner.rounds:
+            learner.trainer.save_checkpoint(half / FILES[name], weights_only=False)
     with run.collector.paused():
         torch.save(_state(run), half / "run.pt")
         run.replay.save(half / "replay")
