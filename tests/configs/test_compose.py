@@ -1,0 +1,95 @@
+"""Every choice composes, ablations really change what they should, and refusals are sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from priorzero.app.refusals import ConfigError, check_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def configuration(*overrides: str, name: str = "train") -> DictConfig:
+    """A composed configuration with every interpolation resolved."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(name, list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = cfg.hydra.runtime.cwd = "/nowhere"
+        HydraConfig.instance().set_config(cfg)
+        hydra = cfg.pop("hydra")
+        cfg.paths.output_dir = hydra.runtime.output_dir
+        cfg.paths.root = hydra.runtime.cwd
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+GROUPS = ("encoder", "world_model", "prompt", "search", "collector", "objective", "logger", "debug")
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
+def test_every_choice_composes_and_is_allowed(group: str, choice: str):
+    check_config(configuration(f"{group}={choice}"))
+
+
+@pytest.mark.parametrize("env", [env for env in choices("env") if env != "jericho"])
+def test_every_environment_composes(env: str):
+    assert configuration(f"env={env}").env.max_steps > 0
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiments_are_allowed_and_carry_name_and_tags(experiment: str):
+    cfg = configuration(f"experiment={experiment}")
+    check_config(cfg)
+    assert cfg.name == experiment
+    assert cfg.tags
+    assert cfg.optimized_metric.split("/")[1] in cfg.evaluation.policies
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize("mode", choices("mode"))
+def test_a_mode_works_under_an_experiment_or_is_refused(experiment: str, mode: str):
+    cfg = configuration(f"experiment={experiment}", f"mode={mode}")
+    assert cfg.schedule.mode == mode
+    if cfg.llm.source is None and mode != "world_model":
+        with pytest.raises(ConfigError, match="llm=none"):
+            check_config(cfg)
+    else:
+        check_config(cfg)
+
+
+ALREADY_SO = {("pure_unizero", "no_prior"), ("pure_unizero", "frozen_prior"), ("sft_only", "no_rft")}
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize("ablation", [name for name in choices("ablation") if name != "none"])
+def test_every_ablation_changes_every_experiment(experiment: str, ablation: str):
+    plain = configuration(f"experiment={experiment}")
+    cut = configuration(f"experiment={experiment}", f"ablation={ablation}")
+    assert (plain == cut) == ((experiment, ablation) in ALREADY_SO)
+
+
+def test_the_command_line_has_the_last_word():
+    cfg = configuration("experiment=zork_lora", "llm=tiny", "debug=tiny", "search.config.simulations=7")
+    assert cfg.llm.source == "tiny-random"
+    assert cfg.llm.peft.r == 16
+    assert cfg.search.config.simulations == 7
+    assert cfg.world_model.network.width == 32
+
+
+def test_the_configuration_names_no_folder_of_this_machine():
+    for file in CONFIGS.rglob("*.yaml"):
+        assert not {"/work/", "/tmp/", "/home/", "/root/"} & set(file.read_text().split()), file
+
+
+@pytest.mark.parametrize("name", ["eval", "play"])
+def test_the_other_commands_compose(name: str):
+    assert configuration("ckpt=last", name=name).ckpt == "last"
