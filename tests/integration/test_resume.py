@@ -1,0 +1,184 @@
+"""A run that was interrupted goes on as if it had not been: to the bit, where the collector plays inline."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from toy_runs import config
+
+from priorzero.app import checkpoint
+from priorzero.app.build import build_run
+from priorzero.app.train import _rounds, resume, train
+
+DROPOUT = ["world_model.network.dropout=0.1", "llm.peft.dropout=0.1"]  # draws global random numbers
+SETTINGS = {
+    "parallel": ["data.prioritised=true"],
+    "sequential": ["schedule.policy_rounds=2", "trainer.max_rounds=2"],
+    "alternating": ["schedule.phase_rounds=1", "schedule.wm_llm_ratio=2", "objective.kl_target=0.01"],
+    "world_model": ["search=gumbel", "search.config.simulations=4"],
+    "llm": ["data.policy_accumulate=2", "data.advantage_normalisation=running"],
+}
+
+
+def settings(mode: str, *more: str) -> list[str]:
+    return [
+        f"mode={mode}", "trainer.max_rounds=4", "trainer.checkpoint_every_n_rounds=3", "trainer.checkpoints_kept=20",
+        "evaluation.final_episodes=0", "evaluation.every_n_rounds=1", "logger=csv", *DROPOUT, *SETTINGS[mode], *more,
+    ]  # fmt: skip
+
+
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Where two nested containers differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{place}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [found for key in a for found in differences(a[key], b[key], f"{place}.{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{place}: {len(a)} and {len(b)} items"]
+        return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in differences(*pair, f"{place}[{i}]")]
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [place]
+    return [] if a == b or (a != a and b != b) else [f"{place}: {a!r} and {b!r}"]
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Everything that the newest checkpoint of a run holds."""
+    newest = checkpoint.find(str(folder), folder)
+    files = {"run": newest / "run.pt", "replay": newest / "replay" / "replay.pt"}
+    files |= {name: newest / file for name, file in checkpoint.FILES.items() if (newest / file).is_file()}
+    found = {name: torch.load(file, weights_only=True) for name, file in files.items()}
+    for model in ("world_model", "policy"):
+        if model in found:
+            found[model] = {
+                key: found[model][key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+            }
+    return found
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv, without clocks."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    clocks = ("time/", "prior/seconds", "prior/states_per_s")
+    return [{k: v for k, v in row.items() if v and not k.startswith(clocks)} for row in rows]
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def play_until(position: int, cfg: DictConfig) -> None:
+    """What is left of a run that was interrupted after so many rounds."""
+    run = build_run(cfg)
+    run.schedule[:] = run.schedule[:position]
+    try:
+        _rounds(run)
+    finally:
+        run.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "stop"),
+    [("parallel", 1), ("parallel", 2), ("sequential", 3), ("alternating", 3), ("world_model", 2), ("llm", 1)],
+)
+def test_goes_on_to_the_bit(mode: str, stop: int, tmp_path: Path, tiny_encoder: Path):
+    train(config(tmp_path / "whole", tiny_encoder, settings(mode)))
+    play_until(stop, config(tmp_path / "first", tiny_encoder, settings(mode)))
+    train(config(tmp_path / "second", tiny_encoder, settings(mode, f"ckpt_path={tmp_path / 'first'}")))
+    assert differences(state(tmp_path / "whole"), state(tmp_path / "second")) == []
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "second")
+    gone_on = metrics(tmp_path / "second")
+    assert gone_on == metrics(tmp_path / "whole")[-len(gone_on) :]
+
+
+def test_another_seed_is_another_run(tmp_path: Path, tiny_encoder: Path):
+    """That the comparison above can fail."""
+    for seed in (0, 1):
+        play_until(1, config(tmp_path / str(seed), tiny_encoder, settings("world_model", f"seed={seed}")))
+    places = {place.split(".")[1] for place in differences(state(tmp_path / "0"), state(tmp_path / "1"))}
+    assert places == {"run", "replay", "world_model"}
+
+
+def test_a_second_resume_keeps_what_was_not_trained_since(tmp_path: Path, tiny_encoder: Path):
+    """Three processes, one folder, one round each: the untrained model's file has to travel along."""
+    folder, more = tmp_path / "run", ["trainer.checkpoints_kept=1", "trainer.checkpoint_every_n_rounds=1"]
+    for position in (2, 3, 4):
+        continued = [f"ckpt_path={folder}"] if position > 2 else []
+        cfg = config(folder, tiny_encoder, settings("sequential", *more, *continued))
+        run = build_run(cfg)
+        run.schedule[:] = run.schedule[:position]
+        try:
+            if continued:
+                resume(run, cfg.ckpt_path)
+            _rounds(run)
+        finally:
+            run.close()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["000004"]
+    found = state(folder)
+    assert (found["world_model"]["global_step"], found["policy"]["global_step"]) == (4, 2)
+    assert found["run"]["rounds"] == {"world_model": 2, "policy": 2}
+
+
+def test_a_finished_run_only_reports(tmp_path: Path, tiny_encoder: Path):
+    more = ["evaluation.final_episodes=2"]
+    train(config(tmp_path / "run", tiny_encoder, settings("world_model", *more)))
+    before = state(tmp_path / "run")
+    (tmp_path / "run" / "table.md").unlink()
+    train(config(tmp_path / "run", tiny_encoder, settings("world_model", *more, "ckpt_path=last")))
+    assert (tmp_path / "run" / "table.md").is_file()
+    assert differences(before, state(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("world_model.network.width=16", "world model"),
+        ("env.lengths=[5]", "games"),
+        ("mode=world_model", "mode"),
+        ("llm.peft.r=2", "adapters"),
+    ],
+)
+def test_another_configuration_is_refused(
+    change: str, named: str, tmp_path: Path, tiny_encoder: Path, interrupted: Path
+):
+    cfg = config(tmp_path / "other", tiny_encoder, [*settings("parallel"), f"ckpt_path={interrupted}", change])
+    with pytest.raises(checkpoint.CheckpointError, match=rf"another configuration.*{named}.*hydra/config.yaml"):
+        train(cfg)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """A run that was stopped after its first round."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    play_until(1, config(folder, tiny_encoder, settings("parallel")))
+    return folder
+
+
+@pytest.mark.parametrize("file", ["run.pt", "world_model.ckpt", "replay/replay.pt"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbled"])
+def test_a_damaged_checkpoint_is_named(file: str, damage: str, tmp_path: Path, tiny_encoder: Path, interrupted: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint.find(str(interrupted), interrupted), copy)
+    whole = (copy / file).read_bytes()
+    (copy / file).write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbled": b"x" * len(whole)}[damage])
+    cfg = config(tmp_path / "other", tiny_encoder, settings("parallel", f"ckpt_path={copy}"))
+    with pytest.raises(checkpoint.CheckpointError, match="cannot read .*damaged: use an older"):
+        train(cfg)
+
+
+def test_other_numbers_of_games_start_their_episodes_anew(
+    tmp_path: Path, tiny_encoder: Path, interrupted: Path, caplog
+):
+    cfg = config(
+        tmp_path / "more", tiny_encoder, settings("parallel", f"ckpt_path={interrupted}", "collector.num_envs=3")
+    )
+    train(cfg)
+    assert "its 2 running episodes start anew" in caplog.text
