@@ -73,7 +73,7 @@ def jericho_games(
     valid_actions: str = "fast",
     valid_actions_cache: int = 100_000,
 ) -> GameSet:
-    """One story file, trained on and evaluated on: its episodes differ by their seeds.
+    """One story file; its episodes differ by their seeds, and there is no other game to hold out.
 
     Args:
         story_file: a name to look for in ``folders``, or a path.
@@ -89,7 +89,7 @@ def jericho_games(
     """
     path = str(find_story(story_file, folders))
     spec = JerichoSpec(path, max_steps, tuple(observe), valid_actions, valid_actions_cache)
-    return GameSet((spec,), (spec,))
+    return GameSet(train=(spec,), heldout=())
 
 
 class JerichoEnv(TextGame):

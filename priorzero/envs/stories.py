@@ -46,7 +46,7 @@ def find_story(story: str, folders: Sequence[str | Path]) -> Path:
         if path.exists():
             check_story(path)
             return path.absolute()
-    searched = ", ".join(str(Path(folder).absolute()) for folder in folders) or "no folder at all"
+    searched = ", ".join(dict.fromkeys(str(Path(folder).absolute()) for folder in folders)) or "no folder at all"
     raise StoryError(
         f"There is no story file {story!r} (searched: {searched}; suffixes {' '.join(SUFFIXES)}). "
         "Put the story file in games/ or set PRIORZERO_GAMES to the folder that holds it."

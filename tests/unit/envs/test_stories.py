@@ -68,7 +68,7 @@ def test_story_is_found_by_name_or_path(tmp_path: Path):
     for story in ("game", "game.z5", str(second / "game.z5")):
         assert find_story(story, [first, second]) == second / "game.z5"
     games = jericho_games("game", [first, second], 100)
-    assert games.train == games.heldout
+    assert not games.heldout
     assert (games.train[0].name, games.train[0].story) == ("game", str(second / "game.z5"))
 
 
