@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_named(file: str, damage: str, tmp_path: Path, t
     whole = (copy / file).read_bytes()
     (copy / file).write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbled": b"x" * len(whole)}[damage])
     cfg = config(tmp_path / "other", tiny_encoder, settings("parallel", f"ckpt_path={copy}"))
-    with pytest.raises(checkpoint.CheckpointError, match="cannot read .*damaged: use an older"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot read .*damaged: use an older"):
         train(cfg)
 
 

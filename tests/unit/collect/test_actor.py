@@ -1,0 +1,127 @@
+import io
+import itertools
+import logging
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_games import CorridorSpec
+
+from priorzero.collect.actor import Actor, CollectConfig
+from priorzero.types import Segment
+
+GAMES = (CorridorSpec(3), CorridorSpec(4))
+
+
+def collect_config(**changes) -> CollectConfig:
+    settings = {"num_envs": 2, "policy": "random", "segment_steps": 3, "history_steps": 2, "gamma": 0.9, "seed": 0}
+    return CollectConfig(**(settings | changes))
+
+
+def saved(state: dict) -> dict:
+    """What a checkpoint file makes of it."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def same(a: Segment, b: Segment) -> bool:
+    arrays = ("vectors", "rewards", "root_values", "returns")
+    for name in arrays:
+        left, right = getattr(a, name), getattr(b, name)
+        if (left is None) != (right is None) or (left is not None and not np.array_equal(left, right)):
+            return False
+    for left, right in zip((*a.visit_probs, *a.prior_logprobs), (*b.visit_probs, *b.prior_logprobs), strict=True):
+        if not np.array_equal(left, right):
+            return False
+    empty = dict.fromkeys((*arrays, "visit_probs", "prior_logprobs"))
+    return replace(a, **empty) == replace(b, **empty)
+
+
+@pytest.mark.parametrize("policy", ["random", "wm_prior"])
+def test_every_step_is_in_exactly_one_segment(policy, envs, make_player):
+    actor = Actor(envs, GAMES, make_player(), collect_config(policy=policy))
+    episodes = defaultdict(list)
+    for _ in range(40):
+        for segment in actor.tick():
+            episodes[segment.episode].append(segment)
+    assert actor.env_steps == 80
+    assert sum(len(s) for segments in episodes.values() for s in segments) + actor.pending == 80
+    done = [segments for segments in episodes.values() if segments[-1].terminated or segments[-1].truncated]
+    assert len(done) == actor.finished == len(actor.results)
+    for segments in episodes.values():
+        starts = [segment.start for segment in segments]
+        assert starts == [sum(map(len, segments[:i])) for i in range(len(segments))]
+        assert all(len(segment) <= 3 for segment in segments)
+        for before, after in itertools.pairwise(segments):
+            assert before.observations[-1] == after.observations[0]
+            assert before.valid_actions[-1] == after.valid_actions[0]
+            assert before.returns is None
+    for segments in done:
+        assert segments[-1].returns is not None
+        assert sum(map(len, segments)) <= 8
+
+
+def test_games_take_turns_and_seeds_differ(envs, make_player):
+    actor = Actor(envs, GAMES, make_player(), collect_config())
+    while actor.finished < 6:
+        actor.tick()
+    games = {result.game for result in actor.results}
+    seeds = [result.seed for result in actor.results]
+    assert games == {"corridor-3", "corridor-4"}
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_segments_carry_the_versions_that_played(envs, make_player):
+    actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=1))
+    assert {(s.world_model_version, s.policy_version) for s in actor.tick()} == {(0, 0)}
+    actor.versions = (4, 2)
+    assert {(s.world_model_version, s.policy_version) for s in actor.tick()} == {(4, 2)}
+
+
+@pytest.mark.parametrize("policy", ["random", "prior", "wm_prior"])
+@pytest.mark.parametrize("ticks", [0, 1, 4, 11])
+def test_goes_on_from_its_state(policy, ticks, envs, make_player):
+    """Running episodes are played again; what comes after is what would have come."""
+    player = make_player()
+    actor = Actor(envs, GAMES, player, collect_config(policy=policy))
+    for _ in range(ticks):
+        actor.tick()
+    state, vocabulary = saved(actor.state_dict()), player.vocabulary.state_dict()
+    expected = [segment for _ in range(10) for segment in actor.tick()]
+    other = make_player(seed=1)
+    other.vocabulary.load_state_dict(vocabulary)
+    resumed = Actor(envs, GAMES, other, collect_config(policy=policy))
+    resumed.load_state_dict(state)
+    found = [segment for _ in range(10) for segment in resumed.tick()]
+    assert len(found) == len(expected)
+    assert all(map(same, expected, found))
+    assert (resumed.env_steps, resumed.started, resumed.finished) == (actor.env_steps, actor.started, actor.finished)
+    assert list(resumed.results) == list(actor.results)
+
+
+def test_games_that_are_gone_drop_the_running_episodes(envs, make_player, caplog):
+    actor = Actor(envs, GAMES, make_player(), collect_config())
+    actor.tick()
+    other = Actor(envs, [CorridorSpec(5)], make_player(), collect_config())
+    with caplog.at_level(logging.WARNING):
+        other.load_state_dict(saved(actor.state_dict()))
+    assert "'corridor-3', 'corridor-4'] are dropped" in caplog.text
+    other.tick()
+    assert other.env_steps == 4
+
+
+def test_a_game_that_plays_otherwise_is_noticed(envs, make_player, caplog):
+    actor = Actor(envs, GAMES, make_player(), collect_config())
+    actor.tick()
+    state = saved(actor.state_dict())
+    state["episodes"][0]["feedback"] = "something else"
+    with caplog.at_level(logging.WARNING):
+        Actor(envs, GAMES, make_player(), collect_config()).load_state_dict(state)
+    assert "did not play back" in caplog.text
+    state["episodes"][0]["actions"] = ["fly"]
+    with pytest.raises(RuntimeError, match="cannot resume: in game corridor-3 the action 'fly'"):
+        Actor(envs, GAMES, make_player(), collect_config()).load_state_dict(state)
