@@ -1,4 +1,4 @@
-"""What a run leaves for people: the final table and the learning curves."""
+"""What a run leaves for people: the final table and the learning curves; and how runs compare."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(rows: Results) -> str:
 
 
 def _cell(results: Sequence[EpisodeResult]) -> str:
-    mean, low, high = interval([r.score for r in results])
+    mean, low, high = interval([r.score for r in results], [r.game for r in results])
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -56,7 +56,8 @@ def read_curves(evaluations: Path) -> dict[str, list[tuple[int, float, float, fl
     for line in evaluations.read_text().splitlines():
         row = json.loads(line)
         fractions = [r["score"] / max(r["max_score"], 1) for r in row["results"]]
-        curves[row["policy"]].append((row["env_step"], *interval(fractions)))
+        games = [r["game"] for r in row["results"]]
+        curves[row["policy"]].append((row["env_step"], *interval(fractions, games)))
     return curves
 
 
@@ -82,3 +83,29 @@ def plot(evaluations: Path, picture: Path, title: str) -> None:
 def steps_to_reach(points: Iterable[tuple[int, float, float, float]], fraction: float) -> int | None:
     """The first evaluated environment step from which the mean score is at least ``fraction`` of the maximum."""
     return next((step for step, mean, *_ in points if mean >= fraction), None)
+
+
+def compare(folder: Path, fraction: float) -> str:
+    """A Markdown table of the runs below ``folder``: environment steps until their own policy scores ``fraction``.
+
+    A run's own policy is the one it collects with. Runs of one name and several seeds make one row.
+
+    Raises:
+        FileNotFoundError: no run below the folder has evaluations.
+    """
+    import yaml
+
+    reached: dict[str, dict[int, int | None]] = defaultdict(dict)
+    for file in sorted(folder.rglob("evaluations.jsonl")):
+        config = yaml.safe_load((file.parent / ".hydra" / "config.yaml").read_text())
+        points = read_curves(file)[config["collector"]["policy"]]
+        reached[config["name"]][config["seed"]] = steps_to_reach(points, fraction)
+    if not reached:
+        raise FileNotFoundError(f"there is no evaluations.jsonl below {folder}: name the folder of a sweep or of runs")
+    lines = [f"| run | environment steps to {fraction:.0%} of the maximum, by seed | mean |", "|---|---|---|"]
+    for name, seeds in sorted(reached.items()):
+        steps = [seeds[seed] for seed in sorted(seeds)]
+        known = [n for n in steps if n is not None]
+        mean = f"{sum(known) / len(known):.0f}" if len(known) == len(steps) else "not reached by all"
+        lines.append(f"| {name} | {', '.join('never' if n is None else str(n) for n in steps)} | {mean} |")
+    return "\n".join(lines)

@@ -88,9 +88,20 @@ def _advance(player: Player, envs: VectorEnv, episodes: dict[int, Episode], poli
         e.advance(decision, int(player.vocabulary.add(e.step.game, [action])[0]), step, vector)
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval (10,000 resamples, Efron 1979)."""
+def interval(values: Sequence[float], games: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval (10,000 resamples, Efron 1979).
+
+    Where there are several games, whole games are drawn and not episodes: a policy without chance plays every episode of
+    a game alike, and repeats would pass for evidence.
+
+    Args:
+        values: [n] results of the episodes.
+        games: [n] the game of each; None: all are one game.
+        seed: of the resampling.
+    """
     x = np.asarray(values, float)
-    means = np.random.default_rng(seed).choice(x, (10_000, len(x))).mean(1)
+    units = [x[np.asarray(games) == game].mean() for game in dict.fromkeys(games or [])]
+    pool = np.asarray(units) if len(units) > 1 else x
+    means = np.random.default_rng(seed).choice(pool, (10_000, len(pool))).mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(x.mean()), float(low), float(high)
