@@ -91,8 +91,8 @@ def _advance(player: Player, envs: VectorEnv, episodes: dict[int, Episode], poli
 def interval(values: Sequence[float], games: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float, float]:
     """Mean and 95 % bootstrap interval (10,000 resamples, Efron 1979).
 
-    Where there are several games, whole games are drawn and not episodes: a policy without chance plays every episode of
-    a game alike, and repeats would pass for evidence.
+    Where there are several games, whole games are drawn and not episodes: a policy without chance plays every episode
+    of a game alike, and repeats would pass for evidence.
 
     Args:
         values: [n] results of the episodes.
