@@ -56,7 +56,7 @@ class WeightSync(lightning.Callback):
 
     def __init__(self, mailbox: Mailbox, name: str, every_updates: int | None) -> None:
         self.mailbox, self.name, self.every_updates = mailbox, name, every_updates
-        self._posted_at = -1
+        self._posted_at = 0  # update; before the first one there is nothing to post
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
