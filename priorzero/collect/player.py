@@ -29,6 +29,7 @@ class RootPriorConfig:
     llm_weight: float  # w of (1 - w) pi_world_model + w pi_llm: 0 world model only, 1 language model only
     llm_weight_end: float  # the weight after ``anneal_env_steps``
     anneal_env_steps: int  # 0: no annealing
+    llm_from_env_step: int  # collection before it does without: an untrained language model may cost more than it tells
     llm_weight_unsure: float | None  # the weight where the LLM is at its full entropy (in between: linear); null: off
 
 
@@ -114,7 +115,8 @@ class Player:
             return [self._by_prior(logprobs, explore) for logprobs in self._ask_prior(policy, episodes)]
         if self.planner is None:
             raise ValueError(f"policy {policy!r} searches with a world model, and this run has none")
-        priors = self._ask_prior(policy, episodes) if policy == "wm_prior" else None
+        early = explore and self.env_steps < self.root_prior.llm_from_env_step
+        priors = self._ask_prior(policy, episodes) if policy == "wm_prior" and not early else None
         return self._by_search(self.planner, episodes, priors, explore)
 
     def _random(self, actions: int) -> Decision:

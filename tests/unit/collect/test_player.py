@@ -70,6 +70,7 @@ def test_gumbel_search_gives_a_policy_to_learn(make_player, episodes):
 
 def root_prior(**changes) -> RootPriorConfig:
     settings = {"llm_weight": 0.4, "llm_weight_end": 0.4, "anneal_env_steps": 0, "llm_weight_unsure": None}
+    settings["llm_from_env_step"] = 0
     return RootPriorConfig(**(settings | changes))
 
 
@@ -93,6 +94,14 @@ def test_the_weight_of_the_language_model(changes, env_steps, weight, make_playe
     player.env_steps = env_steps
     mixed = player._mix(WM, LLM, LEGAL)
     np.testing.assert_allclose(mixed[0], [0.5 + 0.4 * weight, 0.5 - 0.4 * weight, 0], atol=1e-6)
+
+
+def test_an_early_language_model_is_not_asked_in_collection(make_player, episodes):
+    player = make_player(root_prior=root_prior(llm_from_env_step=10))
+    assert [d.prior_logprobs for d in player.decide("wm_prior", episodes, explore=True)] == [None] * len(episodes)
+    assert all(d.prior_logprobs is not None for d in player.decide("wm_prior", episodes, explore=False))
+    player.env_steps = 10
+    assert all(d.prior_logprobs is not None for d in player.decide("wm_prior", episodes, explore=True))
 
 
 def test_an_unsure_language_model_weighs_less(make_player):
