@@ -132,9 +132,9 @@ def evaluate(cfg: DictConfig) -> float | None:
                 log.warning("this environment has no %s games: left out", name)
                 continue
             todo = tasks(sets[name], cfg.episodes, cfg.eval_seed)
-            rows[name] = {}
+            row = rows[report.GAME_SETS[name]] = {}
             for policy in cfg.policies:
-                rows[name][policy] = play_episodes(
+                row[policy] = play_episodes(
                     session.player,
                     session.envs,
                     todo,

@@ -12,6 +12,7 @@ from typing import Any
 from priorzero.collect.evaluate import interval
 from priorzero.types import EpisodeResult
 
+GAME_SETS = {"train": "training games", "heldout": "held-out games"}  # as tables call them
 Results = Mapping[str, Mapping[str, Sequence[EpisodeResult]]]  # game set -> policy -> episodes
 
 

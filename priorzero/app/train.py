@@ -137,7 +137,7 @@ def _finish(run: Run) -> float | None:
 def final_results(run: Run) -> report.Results:
     """Play ``evaluation.final_episodes`` episodes of each game set with each of the final policies."""
     cfg = run.cfg.evaluation
-    sets = {"training games": run.games.train, "held-out games": run.games.heldout}
+    sets = {report.GAME_SETS[name]: getattr(run.games, name) for name in report.GAME_SETS}
     with run.collector.paused():
         return {
             name: {
