@@ -67,6 +67,7 @@ class Collector(lightning.Callback):
                 if self.limiter.wait_insert(self._stop, self._largest_insert()):
                     self._tick()
         except BaseException as error:
+            log.warning("the collector has stopped: %s", error)  # raised in the training thread at its next batch
             self.limiter.fail(error)
 
     def _largest_insert(self) -> int:

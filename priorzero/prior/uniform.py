@@ -24,7 +24,11 @@ class UniformPrior:
         return PriorResult(tuple(np.full(n, -np.log(n), np.float32) for n in counts), version=self.version)
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
-        """Raises a ``ValueError``: there is nothing to load."""
+        """See ``Prior.load_weights``.
+
+        Raises:
+            ValueError: always, there is nothing to load.
+        """
         raise ValueError("a uniform prior has no weights")
 
     def metrics(self) -> dict[str, float]:

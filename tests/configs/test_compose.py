@@ -45,6 +45,14 @@ def test_every_environment_composes(env: str):
     assert configuration(f"env={env}").env.max_steps > 0
 
 
+@pytest.mark.parametrize("env", [env for env in choices("env") if env != "jericho"])
+@pytest.mark.parametrize("mode", choices("mode"))
+def test_every_mode_is_allowed_on_every_environment(env: str, mode: str):
+    cfg = configuration(f"env={env}", f"mode={mode}")
+    check_config(cfg)
+    assert cfg.schedule.mode == mode
+
+
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_experiments_are_allowed_and_carry_name_and_tags(experiment: str):
     cfg = configuration(f"experiment={experiment}")

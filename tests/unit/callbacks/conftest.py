@@ -40,7 +40,9 @@ def player(encoder: SentenceEncoder) -> Player:
         planner=None,
         prior=None,
         search=SearchConfig(simulations=2, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01),
-        root_prior=RootPriorConfig(llm_weight=0, llm_weight_end=0, anneal_env_steps=0, llm_weight_unsure=None),
+        root_prior=RootPriorConfig(
+            llm_weight=0, llm_weight_end=0, anneal_env_steps=0, llm_from_env_step=0, llm_weight_unsure=None
+        ),
         explore=ExploreConfig(dirichlet_alpha=0.3, dirichlet_fraction=0.25, temperature=1, prior_temperature=1),
         observe=("feedback", "look", "inventory"),
         rng=np.random.default_rng(0),

@@ -20,7 +20,9 @@ from priorzero.text.vocabulary import ActionVocabulary
 from priorzero.world_model.model import UniZero, UniZeroConfig
 from priorzero.world_model.planner import Planner, PlannerConfig
 
-MIX = RootPriorConfig(llm_weight=0.5, llm_weight_end=0.5, anneal_env_steps=0, llm_weight_unsure=None)
+MIX = RootPriorConfig(
+    llm_weight=0.5, llm_weight_end=0.5, anneal_env_steps=0, llm_from_env_step=0, llm_weight_unsure=None
+)
 
 
 @pytest.fixture(scope="session")

@@ -130,3 +130,23 @@ def test_weights_may_arrive_while_another_thread_scores():
     assert len(results) == 10
     for result in results:
         np.testing.assert_allclose(result.logprobs[0], want[0], atol=1e-5)
+
+
+def test_scores_survive_in_the_state():
+    prior = build()
+    prior.load_weights(prior_weights(prior), version=4)
+    scored = prior.score(SITUATIONS)
+    other = build()
+    other.load_state_dict(prior.state_dict())
+    again = other.score(SITUATIONS)
+    assert (again.version, again.cache_hits) == (4, 3)
+    for a, b in zip(scored.logprobs, again.logprobs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    other.load_weights(prior_weights(other), version=5)
+    assert other.score(SITUATIONS).cache_hits == 0
+    other.load_state_dict(build().state_dict())
+    assert other.version == 0
+
+
+def prior_weights(prior):
+    return {name: p.detach().clone() for name, p in prior.language_model.model.named_parameters() if p.requires_grad}

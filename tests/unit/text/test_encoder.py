@@ -151,3 +151,20 @@ def test_minilm_equals_the_naive_computation_and_knows_meaning(encoder_path):
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
     likeness = vectors @ vectors[texts.index("walk northwards")]
     assert likeness[:-1].argmax() == texts.index("go north")
+
+
+def test_the_cache_survives_in_its_state(tiny_encoder):
+    encoder = make(tiny_encoder, cache_size=3)
+    before = encoder.encode(TEXTS)
+    encoder.encode(TEXTS[3:4])
+    other = make(tiny_encoder, cache_size=3)
+    other.load_state_dict(encoder.state_dict())
+    assert (other.hits, other.misses) == (1, 5)
+    np.testing.assert_array_equal(other.encode(TEXTS[2:]), before[2:])
+    assert (other.hits, other.misses) == (4, 5)
+    smaller = make(tiny_encoder, cache_size=1)
+    smaller.load_state_dict(encoder.state_dict())
+    assert smaller.state_dict()["texts"] == [TEXTS[3]]  # the one that was used last
+    empty = make(tiny_encoder)
+    empty.load_state_dict(make(tiny_encoder).state_dict())
+    assert empty.hit_rate == 0
