@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from priorzero.utils.launch import own_processes
+from priorzero.utils.launch import own_processes, share_cores
 from priorzero.utils.logging import quiet_libraries
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def _run(verb: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 @own_processes
 def train_main(cfg: DictConfig) -> float | None:
     """``python train.py``."""
+    share_cores()
     from priorzero.app.train import train
 
     return _run(train, cfg)
@@ -72,6 +73,7 @@ def train_main(cfg: DictConfig) -> float | None:
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="eval")
 def eval_main(cfg: DictConfig) -> float | None:
     """``python eval.py``."""
+    share_cores()
     from priorzero.app.evaluate import evaluate
 
     return _run(evaluate, cfg)
@@ -80,6 +82,7 @@ def eval_main(cfg: DictConfig) -> float | None:
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="play")
 def play_main(cfg: DictConfig) -> None:
     """``python play.py``."""
+    share_cores()
     from priorzero.app.play import play
 
     return _run(play, cfg)

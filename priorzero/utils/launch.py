@@ -45,6 +45,14 @@ def rank() -> int:
     return 0
 
 
+def share_cores() -> None:
+    """Let waiting OpenMP threads sleep. Call it before PyTorch is imported; a user's own setting stays.
+
+    They spin by default, and where a game or another program holds one of two cores an update takes ten times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def set_threads(count: int) -> None:
     """Let this process compute with ``count`` threads in PyTorch.
 
