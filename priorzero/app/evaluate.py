@@ -21,7 +21,7 @@ from priorzero.app.models import build_models
 from priorzero.app.refusals import ConfigError, check_config, refusing
 from priorzero.collect.evaluate import evaluate as play_episodes
 from priorzero.collect.evaluate import tasks
-from priorzero.collect.player import Player
+from priorzero.collect.player import POLICIES, Player
 from priorzero.envs.base import GameSet
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import EpisodeResult
@@ -116,6 +116,15 @@ def _load(cfg: DictConfig, player: Player, folder: Path, games: GameSet) -> None
     log.info("loaded %s, trained for %d environment steps", folder, player.env_steps)
 
 
+def _policies(cfg: DictConfig, player: Player) -> list[str]:
+    """Those asked for, or all that these models can play."""
+    possible = [p for p in POLICIES if player.prior is not None or not p.endswith("prior")]
+    asked = list(cfg.policies or possible)
+    if impossible := [p for p in asked if p not in possible]:
+        raise ConfigError(f"policies {impossible} need other models: use some of {', '.join(possible)}")
+    return asked
+
+
 def evaluate(cfg: DictConfig) -> float | None:
     """Play ``cfg.episodes`` episodes of each game set with each policy; print and write the table.
 
@@ -126,6 +135,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         sets = {"train": session.games.train, "heldout": session.games.heldout}
         if unknown := set(cfg.games) - sets.keys():
             raise ConfigError(f"unknown game sets {sorted(unknown)}: use train, heldout or both")
+        policies = _policies(cfg, session.player)
         rows: dict[str, dict[str, list[EpisodeResult]]] = {}
         for name in cfg.games:
             if not sets[name]:
@@ -133,7 +143,7 @@ def evaluate(cfg: DictConfig) -> float | None:
                 continue
             todo = tasks(sets[name], cfg.episodes, cfg.eval_seed)
             row = rows[report.GAME_SETS[name]] = {}
-            for policy in cfg.policies:
+            for policy in policies:
                 row[policy] = play_episodes(
                     session.player,
                     session.envs,
@@ -149,4 +159,4 @@ def evaluate(cfg: DictConfig) -> float | None:
         report.save_results(output, rows, about)
         log.info("mean score [95 %% interval] over %d episodes:\n%s\n%s", cfg.episodes, report.table(rows), output)
         first = next(iter(rows.values()))
-        return float(np.mean([r.score for r in first[cfg.policies[-1]]]))
+        return float(np.mean([r.score for r in first[policies[-1]]]))

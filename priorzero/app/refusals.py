@@ -98,7 +98,7 @@ def _check_mode(cfg: DictConfig) -> None:
     if str(cfg.strategy.name).startswith("deepspeed") and mode in ("parallel", "alternating"):
         raise ConfigError(
             f"strategy={cfg.strategy.name} cannot leave and re-enter training, which mode={mode} does every phase: "
-            "use strategy=ddp or fsdp2, or mode=sequential or llm"
+            "use strategy=auto, or mode=sequential or llm"
         )
     if cfg.collector.policy in ("prior", "random") and mode != "llm" and cfg.objective.sft_weight > 0:
         raise ConfigError(
