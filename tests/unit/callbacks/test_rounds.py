@@ -18,12 +18,13 @@ def trainer(epoch: int = 3) -> SimpleNamespace:
 
 @pytest.fixture
 def stop():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with Ctrl-C ignored
     stop = GracefulStop()
     stop.install()
     yield stop
     stop.uninstall()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_ends_after_the_round(stop, caplog):
