@@ -143,7 +143,7 @@ def build_trainer(run: Run, name: str) -> lightning.Trainer:
         gradient_clip_val=t.policy_gradient_clip_val if policy else t.gradient_clip_val,
         check_val_every_n_epoch=run.cfg.evaluation.every_n_rounds,
         num_sanity_val_steps=0,
-        log_every_n_steps=t.log_every_n_steps,
+        log_every_n_steps=1 if policy else t.log_every_n_steps,
         detect_anomaly=t.detect_anomaly,
         profiler=t.profiler,
         logger=run.loggers or False,
