@@ -94,8 +94,10 @@ def test_the_command_line_has_the_last_word():
 
 
 def test_the_configuration_names_no_folder_of_this_machine():
+    top = {f"/{folder.name}/" for folder in Path("/").iterdir() if folder.is_dir()}
     for file in CONFIGS.rglob("*.yaml"):
-        assert not {"/work/", "/tmp/", "/home/", "/root/"} & set(file.read_text().split()), file
+        named = [word for word in file.read_text().split() if word.startswith(tuple(top))]
+        assert not named, (file, named)
 
 
 @pytest.mark.parametrize("name", ["eval", "play"])
