@@ -1,4 +1,4 @@
-"""What every text game shares: specs, the action filter, and the bookkeeping of an episode.
+"""What every text game shares: specs, and the bookkeeping of an episode.
 
 This module and the games run in worker processes, which must stay small: nothing here imports torch. An observation
 is therefore a plain tuple ``(feedback, look, inventory)``; `priorzero.envs.vector` makes it a
@@ -8,7 +8,6 @@ is therefore a plain tuple ``(feedback, look, inventory)``; `priorzero.envs.vect
 from __future__ import annotations
 
 import re
-import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +16,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import gymnasium
 from gymnasium.spaces import Text, Tuple
 
+from priorzero.envs.sanitise import MAX_ACTION_BYTES, PRINTABLE, action_fault
+
 PARTS = ("feedback", "look", "inventory")
 FALLBACK_ACTIONS = ("look", "wait")  # offered where a game knows no valid action
-MAX_ACTION_BYTES = 190  # frotz cuts the line at 198
 MAX_TEXT_CHARS = 1 << 16
-_WRITE_FILES = {"save", "restore", "script", "noscript", "unscript", "transcript", "record", "recording", "replay"}
-_LEAVE_EPISODE = {"restart", "quit", "q"}
-_CHANGE_OUTPUT = {"verbose", "superbrief", "brief"}
-_CORRECT_WORDS = {"oops", "o"}  # could turn a harmless line into one of the above
-BLOCKED_VERBS = frozenset(_WRITE_FILES | _LEAVE_EPISODE | _CHANGE_OUTPUT | _CORRECT_WORDS)
-_PRINTABLE = frozenset(string.printable) - frozenset("\t\n\r\x0b\x0c\\")
-_BLOCKED_STEMS = frozenset(verb[:6] for verb in BLOCKED_VERBS)  # old games read six letters of a word
-_COMMANDS = re.compile(r"[.,;:!?\"]|\bthen\b|\band\b")  # one line may hold several commands
 
 
 class EnvError(RuntimeError):
@@ -85,25 +77,6 @@ def check_common(observe: Sequence[str], max_steps: int) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in observe)
 
 
-def action_fault(action: str) -> str:
-    """Says why an action must not reach the interpreter; empty if it may.
-
-    Some characters crash or hang frotz (NUL, a backslash), a newline queues a second command, and some verbs write
-    files or leave the episode.
-    """
-    if not isinstance(action, str):
-        return "is not text"
-    if not _PRINTABLE.issuperset(action):
-        return "holds a character that is not printable ASCII, or a backslash"
-    if len(action) > MAX_ACTION_BYTES:
-        return f"is longer than {MAX_ACTION_BYTES} characters"
-    for command in _COMMANDS.split(action.lower()):
-        verb = next(iter(command.split()), "")
-        if verb[:6] in _BLOCKED_STEMS or verb.startswith(("$", "#", "tw-")):
-            return "is a command to the interpreter, not to the game"
-    return ""
-
-
 def tidy(text: str) -> str:
     """Strips the text, the ends of its lines and repeated blank lines."""
     lines = "\n".join(line.rstrip() for line in text.splitlines())
@@ -127,7 +100,7 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         letters += bytes(range(0x80, 0x100)).decode("cp1252", "ignore")
         text = Text(max_length=MAX_TEXT_CHARS, min_length=0, charset=letters)
         self.observation_space = Tuple((text, text, text))
-        self.action_space = Text(max_length=MAX_ACTION_BYTES, min_length=1, charset="".join(sorted(_PRINTABLE)))
+        self.action_space = Text(max_length=MAX_ACTION_BYTES, min_length=1, charset="".join(sorted(PRINTABLE)))
         self._steps = 0
         self._last: Reply | None = None
         self._over = False
@@ -156,11 +129,12 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[str, str, str], dict[str, Any]]:
-        """Starts an episode; ``info["walkthrough"]`` is a list of actions or None."""
+        """Starts an episode; ``info["walkthrough"]`` wins from the game's own seed (None), if such a list is known."""
         super().reset(seed=seed)
         self._last, self._steps = self._begin(seed), 0
         self._over = self._last.terminated
-        return self._last.observation, self._info(self._last) | {"walkthrough": self._walkthrough()}
+        walkthrough = self._walkthrough() if seed is None else None
+        return self._last.observation, self._info(self._last) | {"walkthrough": walkthrough}
 
     def step(self, action: str) -> tuple[tuple[str, str, str], float, bool, bool, dict[str, Any]]:
         """Plays one action. An action that `action_fault` refuses costs a step and changes nothing.

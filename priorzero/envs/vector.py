@@ -1,126 +1,30 @@
 """Plays many games at once, one process a slot, and survives the loss of any of them.
 
-Interpreters of text games crash, hang and end their process. A worker is therefore a fresh interpreter started with
-`subprocess` (not `multiprocessing`: it never imports the caller's main module, works under any caller and may start
-compilers of its own), talks over a pipe, and is killed and replaced when it does not answer.
+Interpreters of text games crash, hang and end their process: a `priorzero.envs.process.Worker` that does not answer is
+killed and replaced.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 from priorzero.envs.base import EnvError, GameSpec
-from priorzero.envs.stories import StoryError
+from priorzero.envs.process import EXIT_GRACE_S, Worker, WorkerLost
 from priorzero.types import Observation, Step
 
 log = logging.getLogger(__name__)
 
 RESET_ATTEMPTS = 3
-_LOG_TAIL_BYTES = 2000
-_EXIT_GRACE_S = 1.0
-_ERRORS = {"EnvError": EnvError, "StoryError": StoryError}
-_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from priorzero.envs.worker import main; main(*map(int, sys.argv[1:3]))"
-
-
-class WorkerLost(Exception):
-    """A worker crashed, hung or met a bug. ``kind`` is "crash" or "timeout"."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
-        self.kind = kind
-
-
-class Worker:
-    """The parent's handle of one child process.
-
-    Args:
-        folder: scratch folder, made here; the child's working directory. Its output goes to ``worker.log`` in it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True)
-        self._connection, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(os.getpid()), *map(os.path.abspath, sys.path)]
-        with theirs, open(folder / "worker.log", "wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *arguments],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-
-    def send(self, message: tuple[Any, ...], timeout_s: float) -> None:
-        """Sends a request whose answer is due after ``timeout_s`` seconds. A dead child shows at `receive`."""
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-        try:
-            self._connection.send(message)
-        except OSError:
-            log.debug("worker %s is gone; receive will say why", self._process.pid)
-
-    def receive(self) -> tuple[Any, ...]:
-        """Waits for the answer.
-
-        Returns:
-            What `Games.reset` or `Games.step` returned.
-
-        Raises:
-            EnvError: (or StoryError) raised by the game for a mistake of the caller.
-            WorkerLost: if the child crashed, hung or met a bug; it has been killed.
-        """
-        try:
-            if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
-                self.stop(grace_s=0)
-                raise WorkerLost("timeout", f"no answer within {self._timeout_s:g} s")
-            kind, payload = self._connection.recv()
-        except (EOFError, OSError) as error:
-            self.stop(grace_s=_EXIT_GRACE_S)
-            raise WorkerLost("crash", _exit_text(self._process.returncode)) from error
-        if kind == "crash":
-            self.stop(grace_s=0)
-            raise WorkerLost("crash", ": ".join(payload))
-        if kind == "error":
-            name, message = payload
-            raise _ERRORS.get(name, EnvError)(message)
-        return payload
-
-    def log_tail(self) -> str:
-        """The end of what the child printed."""
-        with open(self.folder / "worker.log", "rb") as output:
-            output.seek(max(0, output.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
-            return output.read().decode(errors="replace").strip()
-
-    def hang_up(self) -> None:
-        """Closes the pipe, at which an idle child ends."""
-        self._connection.close()
-
-    def stop(self, grace_s: float) -> None:
-        """Hangs up and, after ``grace_s`` seconds, kills the child and all that it started."""
-        self.hang_up()
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
 
 class VectorEnv:
@@ -130,8 +34,8 @@ class VectorEnv:
         num_envs: number of slots, one process each.
         timeout_s: how long a step may take.
         reset_timeout_s: how long a reset may take, the start of a process and the generation of a game included.
-        scratch_dir: where the workers' scratch folders go; a temporary folder, removed at the end, if None. In a given
-            folder the logs of lost workers stay.
+        scratch_dir: where the workers' scratch folders go. In a given folder those of lost workers stay, with all that
+            they printed; if None, they lie in a temporary folder and nothing stays.
 
     Attributes:
         faults: how many workers were lost, by kind: "crash", "timeout".
@@ -149,7 +53,8 @@ class VectorEnv:
         self._scratch = Path(tempfile.mkdtemp(prefix="priorzero-games-", dir=scratch_dir)).absolute()
         self._started = 0
         self._workers: list[Worker] = []
-        self._closer = weakref.finalize(self, _stop_all, self._workers, self._scratch, keep=scratch_dir is not None)
+        self._keep = scratch_dir is not None
+        self._closer = weakref.finalize(self, _stop_all, self._workers, self._scratch, self._keep)
         self._workers.extend(self._start() for _ in range(num_envs))
         self._last: list[Step | None] = [None] * num_envs
         self._waiting: set[int] = set()
@@ -216,7 +121,7 @@ class VectorEnv:
         except WorkerLost as lost:
             raise EnvError(f"The game {spec.name} could not be opened ({lost}). {worker.log_tail()}") from lost
         finally:
-            worker.stop(grace_s=_EXIT_GRACE_S)
+            worker.stop(grace_s=EXIT_GRACE_S)
         return info["walkthrough"]
 
     def close(self) -> None:
@@ -243,6 +148,8 @@ class VectorEnv:
 
     def _replace(self, slot: int) -> None:
         self._workers[slot].stop(grace_s=0)
+        if not self._keep:
+            shutil.rmtree(self._workers[slot].folder, ignore_errors=True)
         self._workers[slot] = self._start()
         self._waiting.discard(slot)
 
@@ -312,16 +219,10 @@ def _step(payload: tuple[Any, ...]) -> Step:
     )
 
 
-def _exit_text(returncode: int) -> str:
-    if returncode < 0:
-        return f"the process was killed by {signal.Signals(-returncode).name}"
-    return f"the process ended with status {returncode}"
-
-
 def _stop_all(workers: list[Worker], scratch: Path, keep: bool) -> None:
     for worker in workers:
         worker.hang_up()
-    deadline = time.monotonic() + _EXIT_GRACE_S
+    deadline = time.monotonic() + EXIT_GRACE_S
     for worker in workers:
         worker.stop(max(0.0, deadline - time.monotonic()))
         shutil.rmtree(worker.folder, ignore_errors=True)

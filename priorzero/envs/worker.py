@@ -1,6 +1,6 @@
 """The child process of a worker: plays games and answers over a pipe.
 
-Started by `priorzero.envs.vector.Worker` as a fresh interpreter. Messages are plain tuples; `Answer`
+Started by `priorzero.envs.process.Worker` as a fresh interpreter. Messages are plain tuples; `Answer`
 is the reply.
 """
 
@@ -24,8 +24,9 @@ import gymnasium
 from priorzero.envs.base import EnvError, GameSpec
 
 OPEN_GAMES = 4
-_MAX_FILE_BYTES = 1 << 28  # a game that prints without end must not fill the disk
-_PARENT_CHECK_S = 2.0
+_MAX_FILE_BYTES = 1 << 26  # a game that prints without end must not fill the disk
+_PARENT_CHECK_S = 1.0
+_STUCK_S = 60.0
 
 
 class Answer(NamedTuple):
@@ -101,14 +102,28 @@ def main(descriptor: int, parent: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
     tempfile.tempdir = os.getcwd()
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     serve(Connection(descriptor))
 
 
+def _limit(what: int, most: int) -> None:
+    _, hard = resource.getrlimit(what)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
+
+
 def _exit_with_parent(parent: int) -> None:
+    """Ends this process, and the compilers that it started, within moments of the parent's end.
+
+    Code that never lets another Python thread run stops this loop too; then the watchdog of `faulthandler`, which needs
+    no turn, ends the process.
+    """
     while os.getppid() == parent:
+        faulthandler.dump_traceback_later(_STUCK_S, exit=True)
         time.sleep(_PARENT_CHECK_S)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)
