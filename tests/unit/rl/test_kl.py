@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 
-from priorzero.rl.kl import AdaptiveKL, FixedKL, kl_estimate
+from priorzero.rl.kl import AdaptiveKL, FixedKL, kl_estimate, mean_kl, token_kl, token_rewards
+
+NAN = torch.nan
+MASK = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
 
 
 def test_estimators_by_hand():
@@ -39,6 +42,45 @@ def test_k3_of_far_policies_is_finite(far):
     value.sum().backward()
     assert value.item() == pytest.approx(10.0)
     assert torch.isfinite(logprobs.grad).all()
+
+
+@pytest.mark.parametrize("kind", ["k1+", "k3+"])
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_k2(kind):
+    logprobs = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    ref = torch.tensor([-1.5, -1.0, -0.5])
+    value = kl_estimate(logprobs, ref, kind)
+    torch.testing.assert_close(value, kl_estimate(logprobs, ref, kind[:2]))
+    (slope,) = torch.autograd.grad(value.sum(), logprobs)
+    torch.testing.assert_close(slope, torch.tensor([0.5, -1.0, 0.0]))  # d itself
+
+
+def test_tokens_that_were_not_written_have_no_kl():
+    logprobs = torch.tensor([[-1.0, NAN, -2.0], [NAN, -0.5, NAN], [NAN, NAN, NAN]], requires_grad=True)
+    ref = torch.tensor([[-1.5, 0.0, -1.0], [NAN, -0.5, 7.0], [-torch.inf, 0.0, 0.0]])
+    for kind in ("k1", "k2", "k3", "k1+", "k3+"):
+        logprobs.grad = None
+        kl = token_kl(logprobs, ref, MASK, kind)
+        assert not kl[~MASK].any()
+        kl.sum().backward()
+        assert torch.isfinite(logprobs.grad).all()
+        assert not logprobs.grad[~MASK].any()
+    kl = token_kl(logprobs, ref, MASK, "k1")
+    torch.testing.assert_close(kl, torch.tensor([[0.5, 0.0, -1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert mean_kl(kl.masked_fill(~MASK, NAN), MASK) == pytest.approx((-0.25 + 0.0) / 2)
+    assert mean_kl(kl, torch.zeros_like(MASK)) == 0.0
+
+
+def test_token_rewards_by_hand():
+    scores = torch.tensor([2.0, -30.0, NAN])  # the third sample could not be scored and is masked
+    plain = token_rewards(scores, MASK)
+    torch.testing.assert_close(plain, torch.tensor([[0.0, 0.0, 2.0], [0.0, -30.0, 0.0], [0.0, 0.0, 0.0]]))
+    kl = torch.tensor([[0.5, NAN, -1.0], [NAN, 2.0, NAN], [NAN, NAN, NAN]], requires_grad=True)
+    turns = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    full = token_rewards(scores, MASK, turn_rewards=turns, kl=kl, kl_weight=0.1, limit=10.0)
+    torch.testing.assert_close(full, torch.tensor([[0.95, 0.0, 2.1], [0.0, -10.2, 0.0], [0.0, 0.0, 0.0]]))
+    assert not full.requires_grad
+    with pytest.raises(ValueError, match="no finite score"):
+        token_rewards(torch.tensor([NAN, 0.0, 0.0]), MASK)
 
 
 def test_unknown_estimator():
