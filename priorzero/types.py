@@ -314,19 +314,19 @@ class WorldModelBatch(TensorRecord):
 
 @dataclass(frozen=True)
 class PackedPrompts(TensorRecord):
-    """``B`` prompts, each followed by its candidate answers as branches that cannot see each other.
+    """``B`` prompts with candidate answers, laid out as trees in ``R`` rows of ``L`` tokens (``policy.packing``).
 
-    ``branch`` is -1 on padding, 0 on the prompt, j + 1 on the tokens of candidate j. Every candidate's last token is
-    scored but not fed. ``score_*`` list, row by row, which logits to read.
+    A row is in depth-first order: token i sees token j where ``j <= i < end[j]``. Every candidate's last token is
+    scored but not fed. ``score_*`` list the ``M`` tokens of all candidates.
     """
 
-    tokens: Tensor  # [B, L] int64
-    position: Tensor  # [B, L] int64: distance from the start of the prompt along the branch
-    branch: Tensor  # [B, L] int64
-    score_position: Tensor  # [B, M] int64: index in L whose logits predict the token; 0 where padded
-    score_token: Tensor  # [B, M] int64: the predicted token; 0 where padded
-    score_candidate: Tensor  # [B, M] int64: whose token it is; -1 where padded
-    candidates: Tensor  # [B] int64: number of candidates of the row
+    tokens: Tensor  # [R, L] int64
+    position: Tensor  # [R, L] int64: depth in the tree
+    end: Tensor  # [R, L] int64: index after the last descendant; on padding the index after itself
+    score_position: Tensor  # [M] int64: index into the R * L tokens whose logits predict the token
+    score_token: Tensor  # [M] int64: the predicted token
+    score_slot: Tensor  # [M] int64: prompt * A + candidate that it belongs to
+    candidates: Tensor  # [B] int64: number of candidates of each prompt
 
     @property
     def max_candidates(self) -> int:

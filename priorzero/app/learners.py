@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ from priorzero.data.streams import (
     WorldModelStream,
 )
 from priorzero.policy.load import LanguageModel
-from priorzero.policy.logprobs import pack
 from priorzero.policy.module import PolicyModule
+from priorzero.policy.packing import pack
 from priorzero.text.prompt import PromptBuilder
 from priorzero.types import Segment
 from priorzero.world_model.module import WorldModelModule
@@ -118,7 +119,7 @@ def build_policy_stream(
         build_source(run, limited=limited),
         config,
         prompts=PromptBuilder(language_model.tokenizer, instantiate(cfg.prompt)),
-        pack=pack,
+        pack=partial(pack, row_tokens=cfg.data.policy_row_tokens),
         pad_id=language_model.pad_id,
         advantages=lambda segments, steps: world_model_advantages(world_model, run, segments, steps),
         seed=cfg.seed,

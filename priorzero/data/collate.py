@@ -189,7 +189,7 @@ def policy_batch(
         segments: B segments.
         steps: B steps, one in each segment. Steps with one valid action teach nothing: leave them out.
         prompts: writes prompts and answers.
-        pack: ``priorzero.policy.logprobs.pack``, handed in so that data does not depend on policy.
+        pack: ``priorzero.policy.packing.pack``, handed in so that data does not depend on policy.
         pad_id: token of the padding.
         advantages: [B] of the played actions.
         weight: [B], 0 for samples that only fill up the batch; None for all 1.

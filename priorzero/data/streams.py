@@ -187,7 +187,7 @@ class PolicyStream:
         source: where to draw.
         config: what to draw.
         prompts: writes prompts and answers.
-        pack: ``priorzero.policy.logprobs.pack``.
+        pack: ``priorzero.policy.packing.pack``.
         pad_id: token of the padding.
         advantages: the world model's, needed if ``config.advantage`` is ``world_model``. Called once a batch.
         seed: of the draws.

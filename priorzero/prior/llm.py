@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from priorzero.policy.load import LanguageModel
-from priorzero.policy.logprobs import answer_logprobs, pack
+from priorzero.policy.logprobs import answer_logprobs
+from priorzero.policy.packing import TreeRow, lay_out, stack
 from priorzero.prior.base import check_situations
 from priorzero.prior.cache import PriorCache
 from priorzero.rl.policy_loss import action_logprobs
@@ -41,7 +42,8 @@ class LLMPrior:
         temperature: divides the scores before the softmax; above 1 flattens the prior.
         normalise_length: score an action by the mean instead of the sum of its tokens' log-probabilities.
         cache_size: situations remembered, for the present weights.
-        max_batch_tokens: padded tokens in one forward pass; a situation that alone needs more goes alone.
+        row_tokens: situations share a row of the forward pass until it holds so many tokens (``policy.packing``).
+        max_batch_tokens: padded tokens in one forward pass; a row that alone needs more goes alone.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class LLMPrior:
         temperature: float,
         normalise_length: bool,
         cache_size: int,
+        row_tokens: int,
         max_batch_tokens: int,
     ) -> None:
         if temperature <= 0:
@@ -60,6 +63,7 @@ class LLMPrior:
         self.prompts = prompts
         self.temperature = temperature
         self.normalise_length = normalise_length
+        self.row_tokens = row_tokens
         self.max_batch_tokens = max_batch_tokens
         self.version = 0
         self._model: nn.Module = language_model.model.eval()
@@ -81,8 +85,7 @@ class LLMPrior:
             queries = [_Query(tuple(self.prompts.prompt(s)), s.valid_actions) for s in situations]
             known = {q: found for q in set(queries) if (found := self._cache.get((self.version, q))) is not None}
             missing = [q for q in dict.fromkeys(queries) if q not in known]
-            for batch in self._batches(missing):
-                known.update(zip(batch, self._compute(batch), strict=True))
+            known.update(self._compute(missing))
             for query in missing:
                 self._cache.put((self.version, query), known[query])
             hits = len(queries) - len(missing)
@@ -159,30 +162,32 @@ class LLMPrior:
                 query = _Query(tuple(prompt.tolist()), tuple(actions))
                 self._cache.put((self.version, query), logprobs.numpy().copy())
 
-    def _batches(self, queries: Sequence[_Query]) -> Iterator[list[_Query]]:
-        """Queries of similar length together, each batch within the token budget."""
-        batch: list[_Query] = []
-        longest = 0
-        for query in sorted(queries, key=self._length):
-            longest = max(longest, self._length(query))
-            if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
-                yield batch
-                batch, longest = [], self._length(query)
-            batch.append(query)
-        if batch:
-            yield batch
-
-    def _length(self, query: _Query) -> int:
-        return len(query.prompt) + sum(len(answer) - 1 for answer in self.prompts.answers(query.actions))
-
-    def _compute(self, batch: Sequence[_Query]) -> list[np.ndarray]:
-        answers = [self.prompts.answers(q.actions) for q in batch]
-        packed = pack([q.prompt for q in batch], answers, self.language_model.pad_id)
+    def _compute(self, queries: Sequence[_Query]) -> Iterator[tuple[_Query, np.ndarray]]:
+        """Log-probabilities [A] of each query, in the order in which they come out."""
+        if not queries:
+            return
+        answers = [self.prompts.answers(q.actions) for q in queries]
+        rows = lay_out([q.prompt for q in queries], answers, self.row_tokens)
         device = next(self._model.parameters()).device
-        with torch.no_grad():
-            sums, counts = answer_logprobs(self._model, packed.to(device))
-            logprobs = action_logprobs(sums, counts, self.temperature, self.normalise_length).cpu().numpy()
-        self._forwards += 1
-        if np.isnan(logprobs).any():
-            raise RuntimeError("the language model gave nan scores: its weights or its dtype are broken")
-        return [row[: len(q.actions)].copy() for row, q in zip(logprobs, batch, strict=True)]
+        for batch in _batches(sorted(rows, key=lambda row: len(row.tokens)), self.max_batch_tokens):
+            order = [i for row in batch for i in row.prompts]
+            packed = stack(batch, order, self.language_model.pad_id)
+            with torch.no_grad():
+                sums, counts = answer_logprobs(self._model, packed.to(device))
+                logprobs = action_logprobs(sums, counts, self.temperature, self.normalise_length).cpu().numpy()
+            self._forwards += 1
+            if np.isnan(logprobs).any():
+                raise RuntimeError("the language model gave nan scores: its weights or its dtype are broken")
+            for row, i in zip(logprobs, order, strict=True):
+                yield queries[i], row[: len(queries[i].actions)].copy()
+
+
+def _batches(rows: Sequence[TreeRow], max_tokens: int) -> Iterator[list[TreeRow]]:
+    """Rows, shortest first, in batches of at most ``max_tokens`` padded tokens (a longer row goes alone)."""
+    batch: list[TreeRow] = []
+    for row in rows:
+        if batch and len(row.tokens) * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch

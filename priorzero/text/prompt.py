@@ -1,7 +1,8 @@
 """The only place that writes a prompt: a situation becomes chat tokens, its actions become answer tokens.
 
-A prompt is the system text, the last turns, the current observation, optionally the valid actions, the goal, the output
-format, and the *answer prefix* (``Action:``). The prefix belongs to the prompt, so that constant tokens never count as
+A prompt is the system text, the output format, the goal, the last turns, the current observation, optionally the valid
+actions, and the *answer prefix* (``Action:``). What all prompts share comes first, so that it is computed once for many
+of them (``policy.packing``). The answer prefix belongs to the prompt, so that constant tokens never count as
 tokens of an action. An answer is the action's own tokens and one token that ends it: without the end, "open" would be a
 prefix of "open mailbox".
 
@@ -177,7 +178,7 @@ class PromptBuilder:
         goal = squeeze(situation.goal)
         current = _without(observation_text(self._shown(situation.observation)), goal)
         listing = "Valid actions: " + "; ".join(situation.valid_actions) if self.config.show_valid_actions else ""
-        user = _lines(*turns, current, listing, f"Goal: {goal}" if goal else "", self.format.instruction)
+        user = _lines(self.format.instruction, f"Goal: {goal}" if goal else "", *turns, current, listing)
         messages = [{"role": "system", "content": self._system(goal)}, {"role": "user", "content": user}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + answer
 

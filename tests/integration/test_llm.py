@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from priorzero.policy.load import LoraSettings, load_llm
-from priorzero.policy.logprobs import answer_logprobs, pack
+from priorzero.policy.logprobs import answer_logprobs
+from priorzero.policy.packing import pack
 from priorzero.prior.llm import LLMPrior
 from priorzero.text.prompt import PromptBuilder, PromptConfig
 from priorzero.types import Observation, Situation, Turn
@@ -104,6 +105,7 @@ def test_prior_knows_something(language_model):
         temperature=1.0,
         normalise_length=False,
         cache_size=10,
+        row_tokens=256,
         max_batch_tokens=4096,
     )
     thirsty = Situation(

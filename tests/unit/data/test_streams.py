@@ -10,7 +10,7 @@ from test_collate import Words
 from priorzero.data.limiter import RateLimiter
 from priorzero.data.replay import Replay
 from priorzero.data.streams import PolicyDataConfig, PolicyStream, Source, WorldModelDataConfig, WorldModelStream
-from priorzero.policy.logprobs import pack
+from priorzero.policy.packing import pack
 
 
 def make_source(episodes: int = 4, *, limited=False, stall_s=0.2, samples_per_insert=1.0, min_size=1) -> Source:

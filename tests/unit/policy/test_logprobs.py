@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from priorzero.policy.load import LoraSettings, load_llm
-from priorzero.policy.logprobs import CandidateScorer, answer_logprobs, pack, tree_mask
+from priorzero.policy.logprobs import CandidateScorer, answer_logprobs
+from priorzero.policy.packing import pack
 
 LORA = LoraSettings(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
-PROMPTS = [[5, 9, 11, 40, 7], [8, 9], [100, 101, 102, 103, 104, 105, 106]]
+PROMPTS = [[8, 9, 11, 40, 7], [8, 9], [100, 101, 102, 103, 104, 105, 106]]  # two begin alike
 ANSWERS = [
     [[20, 21, 22, 2], [20, 21, 2], [30, 2], [20, 21, 22, 2]],  # shared prefixes, and one candidate twice
     [[33, 34, 2]],  # single candidate
@@ -38,48 +39,16 @@ def naive(model, prompts, answers):
     return sums
 
 
-def test_pack_lays_out_branches():
-    packed = pack([[5, 6], [7]], [[[10, 11, 2], [12, 2]], [[13, 2]]], pad_id=0)
-    assert packed.tokens.tolist() == [[5, 6, 10, 11, 12], [7, 13, 0, 0, 0]]
-    assert packed.position.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
-    assert packed.branch.tolist() == [[0, 0, 1, 1, 2], [0, 1, -1, -1, -1]]
-    assert packed.score_position.tolist() == [[1, 2, 3, 1, 4], [0, 1, 0, 0, 0]]
-    assert packed.score_token.tolist() == [[10, 11, 2, 12, 2], [13, 2, 0, 0, 0]]
-    assert packed.score_candidate.tolist() == [[0, 0, 0, 1, 1], [0, 0, -1, -1, -1]]
-    assert packed.candidates.tolist() == [2, 1]
-    assert packed.max_candidates == 2
-
-
-@pytest.mark.parametrize(
-    ("prompts", "answers"), [([[1]], []), ([], []), ([[]], [[[1]]]), ([[1]], [[]]), ([[1]], [[[]]])]
-)
-def test_pack_refuses_what_is_empty(prompts, answers):
-    with pytest.raises(ValueError, match=r"empty|one list"):
-        pack(prompts, answers, pad_id=0)
-
-
-def test_tree_mask():
-    mask = tree_mask(torch.tensor([[0, 0, 1, 2, 2, -1]]))
-    assert mask.shape == (1, 1, 6, 6)
-    assert mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0],
-        [1, 1, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_equals_naive_computation(attention, lora):
+@pytest.mark.parametrize("row_tokens", [1, 8, 512])
+def test_equals_naive_computation(attention, lora, row_tokens):
     model = tiny(attention, lora)
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at first: give the adapters something to say
             torch.nn.init.normal_(weight, std=0.1)
     with torch.no_grad():
-        sums, counts = answer_logprobs(model, pack(PROMPTS, ANSWERS, pad_id=0))
+        sums, counts = answer_logprobs(model, pack(PROMPTS, ANSWERS, pad_id=0, row_tokens=row_tokens))
         expected = naive(model, PROMPTS, ANSWERS)
     assert sums.dtype == torch.float32
     assert counts.tolist() == [[4, 3, 2, 4], [3, 0, 0, 0], [1, 6, 0, 0]]

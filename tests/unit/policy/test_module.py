@@ -1,4 +1,3 @@
-import dataclasses
 
 import lightning
 import pytest
@@ -6,19 +5,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from priorzero.policy.load import LoraSettings, load_llm
-from priorzero.policy.logprobs import answer_logprobs, pack
+from priorzero.policy.logprobs import answer_logprobs
 from priorzero.policy.module import PolicyLossConfig, PolicyModule, PolicyOptim
+from priorzero.policy.packing import pack
 from priorzero.prior.llm import LLMPrior
 from priorzero.rl.policy_loss import action_logprobs
 from priorzero.text.prompt import PromptBuilder, PromptConfig
 from priorzero.types import Observation, PolicyBatch, Situation
 
 LORA = LoraSettings(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
-PROMPTS = pack(
-    [[5, 9, 11, 40, 7], [8, 9, 10]],
-    [[[20, 21, 2], [30, 2], [22, 23, 24, 2]], [[33, 2], [34, 35, 2]]],
-    pad_id=0,
-)
+TOKENS = [[5, 9, 11, 40, 7], [8, 9, 10]]
+ANSWERS = [[[20, 21, 2], [30, 2], [22, 23, 24, 2]], [[33, 2], [34, 35, 2]]]
+PROMPTS = pack(TOKENS, ANSWERS, pad_id=0)
 LOSS = {
     "sft_weight": 1.0,
     "sft_kind": "listwise",
@@ -199,11 +197,11 @@ def test_two_fits_keep_the_optimizer(tmp_path):
 
 def test_accumulated_micro_batches_equal_one_batch(tmp_path):
     def row(i):
-        one = {f.name: getattr(PROMPTS, f.name)[i : i + 1] for f in dataclasses.fields(PROMPTS)}
+        one = pack(TOKENS[i : i + 1], ANSWERS[i : i + 1], pad_id=0)
         fields = ("visit_probs", "action", "advantage", "behaviour_logprobs", "weight")
         width = int(PROMPTS.candidates[i])
         cut = {name: getattr(batch(), name)[i : i + 1] for name in fields}
-        return batch(**{**cut, "visit_probs": cut["visit_probs"][:, :width]}, prompts=type(PROMPTS)(**one))
+        return batch(**{**cut, "visit_probs": cut["visit_probs"][:, :width]}, prompts=one)
 
     whole, split = build(optim={"lr": 1e-3}), build(optim={"lr": 1e-3})
     split.load_state_dict(whole.state_dict())  # adapters start at random
@@ -249,7 +247,13 @@ def test_prior_takes_the_trained_weights(tmp_path, lora):
         system=None,
     )
     prompts = PromptBuilder(copy.tokenizer, config)
-    options = {"temperature": 1.0, "normalise_length": False, "cache_size": 0, "max_batch_tokens": 1000}
+    options = {
+        "temperature": 1.0,
+        "normalise_length": False,
+        "cache_size": 0,
+        "row_tokens": 256,
+        "max_batch_tokens": 1000,
+    }
     prior = LLMPrior(copy, prompts, **options)
     state = module.trainable_state()
     prior.load_weights(state, version=1)

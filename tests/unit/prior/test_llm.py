@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from priorzero.policy.load import LoraSettings, load_llm
-from priorzero.policy.logprobs import answer_logprobs, pack
+from priorzero.policy.logprobs import answer_logprobs
+from priorzero.policy.packing import pack
 from priorzero.prior.llm import LLMPrior
 from priorzero.text.prompt import PromptBuilder, PromptConfig
 from priorzero.types import Observation, Situation
@@ -37,7 +38,13 @@ def build(lora=None, **changes):
         truncate_observation=False,
         system="Play.",
     )
-    options = {"temperature": 1.0, "normalise_length": False, "cache_size": 100, "max_batch_tokens": 10_000}
+    options = {
+        "temperature": 1.0,
+        "normalise_length": False,
+        "cache_size": 100,
+        "row_tokens": 256,
+        "max_batch_tokens": 10_000,
+    }
     return LLMPrior(model, PromptBuilder(model.tokenizer, config), **{**options, **changes})
 
 
@@ -65,7 +72,7 @@ def test_score_is_softmax_of_the_likelihoods(temperature, normalise):
 
 
 def test_batching_does_not_change_scores():
-    together, alone = build(), build(max_batch_tokens=1)
+    together, alone = build(), build(row_tokens=1, max_batch_tokens=1)
     for a, b in zip(together.score(SITUATIONS).logprobs, alone.score(SITUATIONS).logprobs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     assert together.metrics()["prior/forwards"] == 1

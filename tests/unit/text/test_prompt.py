@@ -45,13 +45,12 @@ def test_whole_prompt():
     instruction = "Answer with one action, written as: Action: <action>"
     assert build(show_valid_actions=True).text(SITUATION) == (
         "<|im_start|>system\nPlay.<|im_end|>\n"
-        "<|im_start|>user\n"
+        f"<|im_start|>user\n{instruction}\nGoal: Find the lamp.\n"
         "You wake up.\n> open door\n"
         "The door opens.\n> go north (+5 points)\n"
         "You see a coin.\n> take coin (-2 points)\n"
         "You walk north.\nHall\nA long hall.\nYou carry nothing.\n"
-        "Valid actions: go north; look\nGoal: Find the lamp.\n"
-        f"{instruction}<|im_end|>\n"
+        "Valid actions: go north; look<|im_end|>\n"
         "<|im_start|>assistant\nAction:"
     )
 
@@ -68,11 +67,11 @@ def test_history_steps():
     assert "points" not in build(show_rewards=False).text(SITUATION)
 
 
-def test_goal_is_stated_once_and_last():
+def test_goal_is_stated_once_before_the_game():
     first = Situation(Observation("Welcome!\nFind  the lamp.\nHall"), ("look",), goal="Find the lamp.")
     text = build().text(first)
     assert text.count("Find the lamp.") == 1
-    assert "Welcome!\nHall\nGoal: Find the lamp.\nAnswer" in text
+    assert "<action>\nGoal: Find the lamp.\nWelcome!\nHall" in text
     later = Situation(HALL, ("look",), (Turn(first.observation, "look", 0.0),), goal=first.goal)
     assert build().text(later).count("Find the lamp.") == 1
     assert "Goal" not in build().text(Situation(HALL, ("look",)))
