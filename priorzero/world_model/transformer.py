@@ -93,7 +93,7 @@ class Transformer(nn.Module):
                 "raise world_model.max_positions or shorten the windows"
             )
         position = torch.arange(x.shape[1], device=x.device)
-        rotation, mask = self.rotary(position), self._mask(position, real)
+        rotation, mask = self.rotary(position), self.mask(position, real)
         kept = []
         for block in self.blocks:
             q, k, v = block.project(x, rotation)
@@ -124,7 +124,8 @@ class Transformer(nn.Module):
             x = block.finish(x, attended.flatten(1))
         return self.norm(x)
 
-    def _mask(self, position: Tensor, real: Tensor | None) -> Tensor:
+    def mask(self, position: Tensor, real: Tensor | None) -> Tensor:
+        """Who may see whom in whole sequences: [L, L], or [B, 1, L, L] with ``real`` [B, L]; True where seen."""
         distance = position.unsqueeze(1) - position.unsqueeze(0)
         mask = (distance >= 0) & (distance < self.window)  # [L, L]
         if real is None:
