@@ -18,25 +18,30 @@ log = logging.getLogger(__name__)
 
 
 class StopNow(BaseException):
-    """The user pressed Ctrl-C twice. No `KeyboardInterrupt`, which Lightning would turn into an exit of its own."""
+    """The user asked twice to stop. No `KeyboardInterrupt`, which Lightning would turn into an exit of its own."""
 
 
 class GracefulStop(lightning.Callback):
-    """Ctrl-C once: finish the round, write a checkpoint, end. Ctrl-C twice: end now."""
+    """Ctrl-C (or SIGTERM) once: finish the round, write a checkpoint, end. Twice: end now."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take over Ctrl-C."""
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        """Take over Ctrl-C and SIGTERM."""
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def uninstall(self) -> None:
-        """Give it back; safe to call twice."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        """Give them back; safe to call twice."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Lightning's own handler of SIGTERM would leave the round half done."""
+        if self._before:
+            signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -50,32 +55,56 @@ class GracefulStop(lightning.Callback):
 
 
 class RoundReport(lightning.Callback):
-    """One line a round in the log, a live bar on a terminal, and the rates ``time/...``."""
+    """One line a round in the log, a live bar on a terminal, and where the time of the round went: ``time/...``.
+
+    An inline collector plays between the start of the round and its first batch; evaluation follows the last one.
+    """
 
     def __init__(self, collector: Collector, name: str, progress: LiveProgress | None) -> None:
         self.collector, self.name, self.progress = collector, name, progress
-        self._start, self._env_step = 0.0, 0
+        self._start = self._first_batch = self._last_batch = 0.0
+        self._env_step = 0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._start, self._env_step = time.perf_counter(), self.collector.actor.env_steps
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self._first_batch = time.perf_counter()
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._last_batch = time.perf_counter()
         if self.progress:
             self.progress.update(self.name, batch_idx + 1, int(trainer.num_training_batches), self._facts(trainer))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        seconds = time.perf_counter() - self._start
-        updates = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        now = time.perf_counter()
         played = self.collector.actor.env_steps - self._env_step
         prefix = "policy" if self.name == "policy" else "wm"
-        rates = {f"time/{prefix}_updates_per_s": updates / seconds}
+        times = {
+            "time/play_s": self._first_batch - self._start,
+            f"time/{prefix}_train_s": self._last_batch - self._first_batch,
+            "time/evaluate_s": now - self._last_batch,
+            f"time/{prefix}_updates_per_s": self._updates_per_s(trainer),
+        }
         if played:
-            rates["time/env_steps_per_s"] = played / seconds
-        module.log_dict(rates, batch_size=1)
+            times["time/env_steps_per_s"] = played / (now - self._start)
+        module.log_dict(times, batch_size=1)
         facts = " | ".join(f"{key} {value}" for key, value in self._facts(trainer).items())
-        log.info("%s round %d | %s | %.1f s", self.name, trainer.current_epoch, facts, seconds)
+        split = ", ".join(f"{name} {times[f'time/{key}_s']:.1f}" for name, key in self._parts(prefix))
+        log.info("%s round %d | %s | %.1f s: %s", self.name, trainer.current_epoch, facts, now - self._start, split)
+
+    @staticmethod
+    def _parts(prefix: str) -> tuple[tuple[str, str], ...]:
+        return ("play", "play"), ("train", f"{prefix}_train"), ("evaluate", "evaluate")
+
+    def _updates_per_s(self, trainer: lightning.Trainer) -> float:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed // trainer.accumulate_grad_batches
+        return done / max(self._last_batch - self._first_batch, 1e-9)
 
     def _facts(self, trainer: lightning.Trainer) -> dict[str, str]:
         facts = {"env_step": str(self.collector.actor.env_steps)}
@@ -85,9 +114,7 @@ class RoundReport(lightning.Callback):
         key = "policy/loss" if self.name == "policy" else "wm/loss"
         if key in trainer.callback_metrics:
             facts["loss"] = f"{trainer.callback_metrics[key]:.3f}"
-        elapsed = time.perf_counter() - self._start
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed // trainer.accumulate_grad_batches
-        facts["updates/s"] = f"{done / max(elapsed, 1e-9):.1f}"
+        facts["updates/s"] = f"{self._updates_per_s(trainer):.1f}"
         return facts
 
 

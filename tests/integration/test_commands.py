@@ -162,12 +162,14 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("collector", ["inline", "thread"])
-def test_ctrl_c_finishes_the_round_and_the_run_can_go_on(collector: str, tmp_path: Path, tiny_encoder: Path):
+@pytest.mark.parametrize(("collector", "asked"), [("inline", signal.SIGINT), ("thread", signal.SIGTERM)])
+def test_ctrl_c_finishes_the_round_and_the_run_can_go_on(
+    collector: str, asked: signal.Signals, tmp_path: Path, tiny_encoder: Path
+):
     arguments = [*overrides(tiny_encoder), f"collector={collector}", *LONG]
     with start("train", *arguments, "hydra.run.dir=first", folder=tmp_path) as process:
         wait_for(process, "policy round 2 ")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(asked)
         rest = ending(process)
     assert process.returncode == 130, rest
     assert "stopping after this round with a checkpoint" in rest

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def loss(module: LightningModule, batch: WorldModelBatch | PolicyBatch) -> float:
+    module.trainer = None  # outside of a training loop nothing can be logged
     with torch.no_grad():
         out = module.training_step(batch, 0)
     return float(out["loss"] if isinstance(out, dict) else out)

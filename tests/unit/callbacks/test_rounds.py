@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,19 +20,22 @@ def trainer(epoch: int = 3) -> SimpleNamespace:
 @pytest.fixture
 def stop():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with Ctrl-C ignored
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     stop = GracefulStop()
     stop.install()
     yield stop
     stop.uninstall()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_after_the_round(stop, caplog):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_round(stop, caplog, number):
     running = trainer(epoch=3)
     stop.on_train_epoch_end(running, None)
     assert running.fit_loop.max_epochs == 10
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     assert stop.requested
     assert "stopping after this round with a checkpoint" in caplog.text
     stop.on_train_epoch_end(running, None)
@@ -59,9 +63,14 @@ def test_a_line_for_every_round(caplog):
     report = RoundReport(SimpleNamespace(actor=actor), "world_model", LiveProgress(5))
     with caplog.at_level("INFO"):
         report.on_train_epoch_start(trainer(), module)
+        time.sleep(0.2)  # an inline collector plays
         actor.env_steps = 160
+        report.on_train_batch_start(trainer(), module, None, 0)
+        time.sleep(0.1)
         report.on_train_batch_end(trainer(), module, None, None, 7)
         report.on_train_epoch_end(trainer(), module)
     assert "world_model round 3 | env_step 160 | return 1.50 | loss 1.500 | updates/s" in caplog.text
-    ratio = logged["time/env_steps_per_s"] / logged["time/wm_updates_per_s"]
-    assert ratio == pytest.approx(60 / 4)  # 8 micro-batches are 4 updates
+    assert logged["time/play_s"] >= 0.2
+    assert 0.1 <= logged["time/wm_train_s"] < 0.2
+    assert logged["time/wm_updates_per_s"] == pytest.approx(4 / logged["time/wm_train_s"])  # 8 micro-batches
+    assert logged["time/env_steps_per_s"] <= 60 / 0.3
