@@ -145,12 +145,19 @@ class ImagineTool:
         self.imagine, self.shown_actions, self.batch = imagine, shown_actions, batch
 
     def call(self, queries: Sequence[str], rows: Sequence[PromptRow]) -> list[ToolResult]:
-        """As in `Tool`."""
+        """As in `Tool`.
+
+        Raises:
+            ValueError: the callable did not answer every action.
+        """
         actions = [self._action(query, row) for query, row in zip(queries, rows, strict=True)]
         asked = [(row, action) for row, action in zip(rows, actions, strict=True) if action is not None]
-        imagined = iter(self.imagine([row for row, _ in asked], [action for _, action in asked]) if asked else ())
+        imagined = self.imagine([row for row, _ in asked], [action for _, action in asked]) if asked else ()
+        if len(imagined) != len(asked):
+            raise ValueError(f"the world model imagined {len(imagined)} of {len(asked)} actions")
+        answers = iter(imagined)
         return [
-            self._refusal(query, row) if action is None else self._answer(action, next(imagined))
+            self._refusal(query, row) if action is None else self._answer(action, next(answers))
             for query, row, action in zip(queries, rows, actions, strict=True)
         ]
 

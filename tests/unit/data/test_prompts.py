@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from priorzero.data.prompts import PromptFileError, read_prompts, write_prompts
 from priorzero.types import Message, PromptRow
 
+pytest.importorskip("pyarrow", reason="the extra 'parquet' is not installed")
+
 ROW = PromptRow(
     messages=(Message("system", "Play."), Message("user", 'Where\u2028to?\n"é"')),
     answer="go north",

@@ -1,79 +1,12 @@
-import threading
-import time
-
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scripted import ScriptedGenerator, perturb_given
+from dialogues import CALLS, CONFIG, ROW, SAMPLING, Echo, build, counted, play, the, written_runs
 
-from priorzero.rl.aggregation import UpdateSize, aggregate
-from priorzero.rl.token_loss import LossInputs, ppo
-from priorzero.rollout.agent import COUNTS, AgentConfig, AgentLoop
-from priorzero.rollout.base import Sampling
-from priorzero.rollout.calls import CallConfig
 from priorzero.rollout.dialogue import written_text
 from priorzero.rollout.tools import ToolResult
-from priorzero.rollout.web import ToolError, ToolUnavailableError
 from priorzero.text.chat import ChatTemplateError, row_tokens
 from priorzero.text.prompt import PromptTooLongError
 from priorzero.types import Message, PromptRow
-
-ROW = PromptRow((Message("user", "Who?"),), answer="Ann", group_id="g", state_id="s")
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=40, stop=(), seed=7)
-CONFIG = {
-    "mode": "dialogue",
-    "max_turns": 2,
-    "max_tokens": 1000,
-    "history_turns": 4,
-    "result_tokens": 20,
-    "answer_tag": "answer",
-    "instructions": False,
-    "invalid_reward": -0.5,
-    "max_faults": 0,
-}
-CALLS = {"timeout": 20.0, "attempts": 1, "pause": 0.0, "threads": 4}
-
-
-class Echo:
-    """Answers a query with the query; reward 0.25."""
-
-    tag, example, purpose, batch, concurrent = "search", "query", "search", 2, True
-
-    def __init__(self):
-        self.calls = []
-
-    def call(self, queries, rows):
-        self.calls.append(list(queries))
-        return [self.answer(query) for query in queries]
-
-    def answer(self, query):
-        if query == "bad":
-            return ToolResult("No.", problem=True)
-        return ToolResult(f"found {query}", reward=0.25)
-
-    def check(self):
-        pass
-
-
-class Failing(Echo):
-    """Does what the query says: sleeps so many seconds, is down, is broken, is unavailable the first time."""
-
-    batch = 1
-
-    def call(self, queries, rows):
-        self.calls.append(list(queries))
-        query = queries[0]
-        if query.startswith("sleep"):
-            time.sleep(float(query.split()[1]))
-        if query == "down" or (query == "flaky" and self.calls.count(["flaky"]) == 1):
-            raise ToolUnavailableError("connection refused")
-        if query == "broken":
-            raise ToolError("status 422")
-        if query == "bug":
-            raise KeyError("oops")
-        return [] if query == "short" else [ToolResult(f"found {query}")]
 
 
 @pytest.fixture(scope="module")
@@ -81,33 +14,6 @@ def tokenizer(llm_path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(llm_path)
-
-
-def build(tokenizer, *texts, tools=None, calls=CALLS, **config):
-    tools = [Echo()] if tools is None else tools
-    generator = ScriptedGenerator(tokenizer, *texts)
-    return AgentLoop(generator, tokenizer, tools, AgentConfig(**{**CONFIG, **config}), CallConfig(**calls)), generator
-
-
-def play(tokenizer, *texts, rows=(ROW,), samples=1, **settings):
-    loop, generator = build(tokenizer, *texts, **settings)
-    return loop.run(rows, SAMPLING, samples), generator
-
-
-def the(results):
-    """The only dialogue."""
-    ((dialogue,),) = results
-    return dialogue
-
-
-def written_runs(dialogue):
-    edges = np.flatnonzero(np.diff(dialogue.written, prepend=False, append=False))
-    return [dialogue.tokens[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def counted(dialogue):
-    assert set(dialogue.counts) == set(COUNTS)
-    return {name: n for name, n in dialogue.counts.items() if n}
 
 
 # ------------------------------------------------------------------------------------------------------- one sequence
@@ -184,7 +90,7 @@ def test_a_dialogue_without_room_for_a_turn_ends(tokenizer):
     assert dialogue.finish == "length"
     assert dialogue.written[-1], "a result that nobody reads is left out"
     assert counted(dialogue) == {"turns": 1, "tool_calls": 1, "unanswered": 1}
-    with pytest.raises(PromptTooLongError, match="dialogue 0 and one turn do not fit into agent.max_tokens"):
+    with pytest.raises(PromptTooLongError, match=r"dialogue 0 and one turn do not fit into agent\.max_tokens"):
         play(tokenizer, "x", max_tokens=room - 1)
 
 
@@ -246,65 +152,6 @@ def test_instructions_name_the_tools(tokenizer):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- faults
-
-
-def test_a_fault_for_good_masks_the_dialogue(tokenizer, caplog):
-    dialogue = the(play(tokenizer, "<search>down</search>", tools=[Failing()])[0])
-    assert (dialogue.finish, dialogue.valid) == ("fault", False)
-    assert counted(dialogue) == {"turns": 1, "tool_calls": 1, "tool_faults": 1, "unanswered": 1}
-    assert "1 of 1 tool calls of a turn failed: connection refused" in caplog.text
-
-
-@pytest.mark.parametrize("query", ["down", "broken", "short"])
-def test_a_fault_may_be_survived(query, tokenizer):
-    texts = [f"<search>{query}</search>", "<answer>a</answer>"]
-    dialogue = the(play(tokenizer, *texts, tools=[Failing()], max_faults=1)[0])
-    assert (dialogue.finish, dialogue.valid) == ("stop", True)
-    assert "<information>The search tool did not answer.</information>" in dialogue.text
-    assert counted(dialogue)["tool_faults"] == 1
-
-
-def test_what_is_not_available_is_tried_again(tokenizer):
-    calls = {**CALLS, "attempts": 2}
-    texts = ["<search>flaky</search>", "<search>broken</search>", "<answer>a</answer>"]
-    tool = Failing()
-    dialogue = the(play(tokenizer, *texts, tools=[tool], calls=calls, max_faults=1)[0])
-    assert "found flaky" in dialogue.text
-    assert tool.calls == [["flaky"], ["flaky"], ["broken"]], "what is refused is not tried again"
-    assert counted(dialogue) == {"turns": 3, "tool_calls": 2, "tool_retries": 1, "tool_faults": 1}
-
-
-def test_a_tool_that_hangs_holds_up_nobody_for_long(tokenizer):
-    calls = {**CALLS, "timeout": 0.5, "threads": 2}
-    first = [f"<search>{q}</search>" for q in ("sleep 30", "sleep 30", "quick", "sleep 0.1", "also quick")]
-    texts = [*first, *(f"<answer>{i}</answer>" for i in range(5))]
-    start = time.monotonic()
-    results, _ = play(tokenizer, *texts, samples=5, tools=[Failing()], calls=calls, max_faults=1)
-    assert time.monotonic() - start < 5
-    dialogues = [group[0] for group in results]
-    assert [d.counts["tool_timeouts"] for d in dialogues] == [1, 1, 0, 0, 0]
-    assert "The search tool did not answer in time." in dialogues[0].text
-    assert all(f"found {q}" in d.text for q, d in zip(("quick", "sleep 0.1", "also quick"), dialogues[2:], strict=True))
-    assert [d.finish for d in dialogues] == ["stop"] * 5
-
-
-def test_a_bug_of_a_tool_is_not_hidden(tokenizer):
-    with pytest.raises(KeyError, match="oops"):
-        play(tokenizer, "<search>bug</search>", tools=[Failing()])
-
-
-def test_tools_that_are_not_concurrent_run_here(tokenizer):
-    class Here(Echo):
-        concurrent = False
-
-        def answer(self, query):
-            return ToolResult(threading.current_thread().name)
-
-    dialogue = the(play(tokenizer, "<search>a</search>", "<answer>b</answer>", tools=[Here()])[0])
-    assert threading.current_thread().name in dialogue.text
-
-
 # --------------------------------------------------------------------------------------------------------------- steps
 
 
@@ -347,86 +194,6 @@ def test_old_steps_are_left_out_before_a_dialogue_ends(tokenizer):
     assert [step.finish for step in results[0]] == ["length"]
 
 
-def test_a_fault_masks_all_steps(tokenizer):
-    results, _ = play(tokenizer, "<search>a</search>", "<search>down</search>", tools=[Failing()], mode="step")
-    assert [(step.finish, step.valid) for step in results[0]] == [("fault", False)] * 2
-
-
-# --------------------------------------------------------------------------------------------------------------- masks
-
-PARTS = st.sampled_from(
-    ["Hm, ", "é ☃ ", "<search>", "</search>", "<answer>", "</answer>", "<|im_end|>", "north", " \n"]
-)
-TURNS = st.lists(st.lists(PARTS, min_size=1, max_size=6).map("".join), min_size=6, max_size=6)
-
-
-@settings(max_examples=40, deadline=None)
-@given(turns=TURNS, mode=st.sampled_from(["dialogue", "step"]), seed=st.integers(0, 2**32 - 1))
-def test_written_is_exactly_what_was_sampled(tokenizer, turns, mode, seed):
-    results, generator = play(tokenizer, *turns, samples=2, mode=mode)
-    for group, number in zip(results, (0, 1), strict=True):
-        sampled = _of_dialogue(generator, number, int(group[0].counts["turns"]))
-        assert [run for dialogue in group for run in _turn_runs(dialogue)] == sampled
-        for dialogue in group:
-            assert ((dialogue.rollout_logprobs != 0) == dialogue.written).all()
-            assert len(dialogue.turn_ends) == len(dialogue.turn_rewards)
-            _assert_only_written_tokens_matter(dialogue, np.random.default_rng(seed))
-    _assert_prompts_only_grow(generator, mode)
-
-
-def _turn_runs(dialogue):
-    """The tokens of each turn, found from the turn ends and the mask alone."""
-    starts = [0, *(end + 1 for end in dialogue.turn_ends)]
-    turns = [slice(start, end + 1) for start, end in zip(starts, dialogue.turn_ends, strict=False)]
-    tokens = np.array(dialogue.tokens)
-    assert not dialogue.written[starts[-1] :].any()
-    return [tuple(tokens[turn][dialogue.written[turn]].tolist()) for turn in turns]
-
-
-def _of_dialogue(generator, number, turns):
-    """What the generator wrote in the turns of dialogue ``number`` of two; where only one goes on, a call has one."""
-    written, place = [], 0
-    sizes = [len(prompts) * samples for prompts, _, samples in generator.asked]
-    for turn in range(turns):
-        at = number if sizes[turn] == 2 else 0
-        written.append(generator.written[place + at])
-        place += sizes[turn]
-    return written
-
-
-def _assert_prompts_only_grow(generator, mode):
-    if mode == "step":
-        return
-    starts = generator.asked[0][0] * 2
-    for prompts, _, _ in generator.asked[1:]:
-        for prompt in prompts:
-            assert any(prompt[: len(start)] == start for start in starts)
-        starts = prompts
-
-
-def _assert_only_written_tokens_matter(dialogue, rng):
-    written = dialogue.written[None]
-    values = np.float32(rng.normal(size=(3, 1, len(dialogue.tokens))))
-
-    def loss(logprobs, old, advantages):
-        mask = torch.from_numpy(written)
-        logprobs = torch.from_numpy(logprobs).requires_grad_()
-        inputs = LossInputs(
-            logprobs=logprobs, old_logprobs=torch.from_numpy(old), advantages=torch.from_numpy(advantages), mask=mask
-        )
-        tokens = ppo(inputs, clip_low=0.2, clip_high=0.2, dual_clip=None).loss
-        size = UpdateSize(tokens=int(written.sum()), sequences=1, world_size=1)
-        total = aggregate(tokens, mask, mode="token-mean", size=size)
-        total.backward()
-        return total.item(), logprobs.grad
-
-    plain, gradient = loss(*values)
-    perturbed, other_gradient = loss(*(perturb_given(v, written, rng) for v in values))
-    assert plain == perturbed
-    torch.testing.assert_close(gradient, other_gradient, rtol=0, atol=0)
-    assert (gradient[~torch.from_numpy(written)] == 0).all()
-
-
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -450,7 +217,7 @@ def test_a_template_that_rewrites_needs_step_mode(tokenizer, llm_path):
 
     rewriting = AutoTokenizer.from_pretrained(llm_path)
     rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(ChatTemplateError, match="set agent.mode=step"):
+    with pytest.raises(ChatTemplateError, match=r"set agent\.mode=step"):
         build(rewriting)
     build(rewriting, mode="step")
     rewriting.chat_template = None
