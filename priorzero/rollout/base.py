@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
@@ -104,3 +104,33 @@ def check_request(prompts: Sequence[Sequence[int]], sampling: Sampling, samples:
                 f"prompt {i} has {len(prompt)} tokens; with max_tokens={sampling.max_tokens} that is more than the "
                 f"model's context of {context}: shorten the prompt or lower max_tokens"
             )
+
+
+@dataclass
+class GenerationCounts:
+    """What a backend counts between two calls of ``metrics``."""
+
+    prompts: int = 0
+    answers: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    cut: int = 0  # answers that reached max_tokens
+    seconds: float = 0.0
+
+    def add(self, prompts: Sequence[Sequence[int]], answers: Sequence[Generation], seconds: float) -> None:
+        """Counts one call."""
+        self.prompts += len(prompts)
+        self.prompt_tokens += sum(map(len, prompts))
+        self.answers += len(answers)
+        self.tokens += sum(len(a.tokens) for a in answers)
+        self.cut += sum(a.finish == "length" for a in answers)
+        self.seconds += seconds
+
+    def metrics(self, version: int) -> dict[str, float]:
+        """The counts under their names in the log, tokens a second, mean length of an answer, share of cut ones."""
+        found = {f"rollout/{f.name}": float(getattr(self, f.name)) for f in fields(self)}
+        found["rollout/tokens_per_s"] = self.tokens / self.seconds if self.seconds else 0.0
+        found["rollout/mean_tokens"] = self.tokens / max(self.answers, 1)
+        found["rollout/cut_rate"] = self.cut / max(self.answers, 1)
+        found["rollout/version"] = float(version)
+        return found
