@@ -39,6 +39,11 @@ def plant(root: Root, nodes: int) -> Tree:
     return tree
 
 
+def check_root(root: Root) -> None:
+    """Raises ValueError as `plant` does, for searches whose trees lie elsewhere."""
+    plant(root, 1)
+
+
 def attach(tree: Tree, node: int, parent: np.ndarray, slot: np.ndarray, expansion: Expansion, gamma: float) -> Tree:
     """Adds ``node`` to every tree, behind ``slot`` [B] of ``parent`` [B], and backs its value up.
 

@@ -15,7 +15,7 @@ from numba import njit
 
 from priorzero.search.backup import plant
 from priorzero.search.root import masked_softmax
-from priorzero.search.search import Model, check_constants, grow, root_statistics
+from priorzero.search.search import Model, TreeModel, check_constants, grow, root_statistics
 from priorzero.search.tree import ROOT, UNVISITED, Tree
 from priorzero.types import Root, SearchResult
 
@@ -58,7 +58,7 @@ class GumbelResult(SearchResult):
     policy: np.ndarray  # [B, A] float32, the improved policy softmax(logits + sigma(completed Q))
 
 
-def gumbel_search(model: Model, root: Root, config: GumbelConfig, rng: np.random.Generator | None) -> GumbelResult:
+def gumbel_search(model: Model | TreeModel, root: Root, config: GumbelConfig, rng: np.random.Generator | None) -> GumbelResult:
     """Plans from ``root`` with Gumbel MuZero.
 
     Args:
@@ -71,7 +71,7 @@ def gumbel_search(model: Model, root: Root, config: GumbelConfig, rng: np.random
     Raises:
         ValueError: ``root`` or an answer of the model has a wrong type, shape or content; the message names it.
     """
-    tree = plant(root, config.simulations + 1)
+    tree = plant(root, config.simulations + 1)  # also checks the root
     legal = root.legal
     logits = np.log(np.maximum(root.probs.astype(np.float64), TINY))
     noisy = logits.copy()
@@ -82,15 +82,34 @@ def gumbel_search(model: Model, root: Root, config: GumbelConfig, rng: np.random
 
     constants = (float(config.c_visit), float(config.c_scale), float(config.minmax_floor))
 
+    if isinstance(model, TreeModel):
+        visits, q, value = model.grow_gumbel(root, (noisy, schedule), constants, float(config.gamma))
+        return _result(_write_roots(tree, visits, q), root, noisy, constants, value.astype(np.float32))
+
     def select(tree: Tree, simulation: int, parent: np.ndarray, slot: np.ndarray, action: np.ndarray) -> None:
         select_gumbel(tree, noisy, schedule[simulation], *constants, parent, slot, action)
 
     tree = grow(tree, model, select, config.simulations, config.gamma)
-    visits, q, value = root_statistics(tree, legal.shape[1])
-    sigma = transform_roots(tree, *constants)[:, : legal.shape[1]]
+    return _result(tree, root, noisy, constants, root_statistics(tree, legal.shape[1])[2])
+
+
+def _result(
+    tree: Tree, root: Root, noisy: np.ndarray, constants: tuple[float, float, float], value: np.ndarray
+) -> GumbelResult:
+    legal, width = root.legal, root.actions.shape[1]
+    visits, q = tree.child_visits[:, ROOT, :width].copy(), tree.child_q[:, ROOT, :width].astype(np.float32)
+    sigma = transform_roots(tree, *constants)[:, :width]
     finalist = legal & (visits == visits.max(-1, keepdims=True))
     action = np.where(finalist, noisy + sigma, -np.inf).argmax(-1).astype(np.int32)
+    logits = np.log(np.maximum(root.probs.astype(np.float64), TINY))
     return GumbelResult(visits, q, value, action, masked_softmax(logits + sigma, legal))
+
+
+def _write_roots(tree: Tree, visits: np.ndarray, q: np.ndarray) -> Tree:
+    """Writes what a `TreeModel` found at the roots into trees that hold nothing else."""
+    tree.child_visits[:, ROOT], tree.child_q[:, ROOT] = visits, q
+    tree.visits[:, ROOT] = 1 + visits.sum(-1)
+    return tree
 
 
 @lru_cache(maxsize=32)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from priorzero.search.backup import attach, plant
+from priorzero.search.backup import attach, check_root, plant
 from priorzero.search.select import exploration_table, select_puct
 from priorzero.search.tree import ROOT, Tree
 from priorzero.types import Expansion, Root, SearchResult
@@ -42,6 +42,28 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class TreeModel(Protocol):
+    """A model that grows the trees itself, beside its network: one call a search, the same visits.
+
+    Both methods start from the decisions that the model was last shown, and return the roots' visits [B, A] int32,
+    Q [B, A] float64 (0 where unvisited) and values [B] float64. They raise ValueError where the model says something
+    that is not finite.
+    """
+
+    def grow_puct(
+        self, root: Root, exploration: np.ndarray, floor: float, gamma: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Select with `select_puct`; one simulation less than ``exploration`` is long."""
+        ...
+
+    def grow_gumbel(
+        self, root: Root, noise: tuple[np.ndarray, np.ndarray], constants: tuple[float, float, float], gamma: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Select with `select_gumbel`: ``noise`` is (noisy, schedule), ``constants`` (c_visit, c_scale, floor)."""
+        ...
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Constants of pUCT search.
@@ -68,7 +90,7 @@ class SearchConfig:
             raise ValueError(f"c_init must not be negative, got {self.c_init}")
 
 
-def search(model: Model, root: Root, config: SearchConfig) -> SearchResult:
+def search(model: Model | TreeModel, root: Root, config: SearchConfig) -> SearchResult:
     """Plans from ``root`` with pUCT (MuZero, arXiv 1911.08265, appendix B).
 
     Deterministic: noise, if any, is already in ``root.probs``. The rows do not influence each other.
@@ -86,6 +108,10 @@ def search(model: Model, root: Root, config: SearchConfig) -> SearchResult:
         ValueError: ``root`` or an answer of the model has a wrong type, shape or content; the message names it.
     """
     exploration = exploration_table(config.simulations, config.c_init, config.c_base)
+    if isinstance(model, TreeModel):
+        check_root(root)
+        visits, q, value = model.grow_puct(root, exploration, float(config.minmax_floor), float(config.gamma))
+        return SearchResult(visits, q.astype(np.float32), value.astype(np.float32))
 
     def select(tree: Tree, _: int, parent: np.ndarray, slot: np.ndarray, action: np.ndarray) -> None:
         select_puct(tree, exploration, float(config.minmax_floor), parent, slot, action)

@@ -10,6 +10,7 @@ from torch import Tensor
 from priorzero.types import Context, Expansion
 from priorzero.world_model import kernels
 from priorzero.world_model.frozen import Attend, FrozenNet
+from priorzero.world_model.graphs import Sizes
 from priorzero.world_model.model import UniZero, interleave
 from priorzero.world_model.transformer import rotate
 
@@ -19,12 +20,12 @@ class HostEngine:
 
     Args:
         model: the network; its weights are copied.
-        sizes: root tokens, nodes a search may add, actions that a node offers.
+        sizes: of a search.
         precision: float32 or int8.
     """
 
-    def __init__(self, model: UniZero, sizes: tuple[int, int, int], precision: str) -> None:
-        self.root_tokens, self.simulations, self.top_k = sizes
+    def __init__(self, model: UniZero, sizes: Sizes, precision: str) -> None:
+        self.root_tokens, self.simulations, self.top_k = sizes.root_tokens, sizes.simulations, sizes.top_k
         self.model, self.net = model, FrozenNet(model, precision, torch.device("cpu"))
         self.transformer = model.transformer
         self.window, self.heads = model.transformer.window, model.transformer.blocks[0].heads

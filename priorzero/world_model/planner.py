@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from priorzero.types import Context, Expansion
+from priorzero.types import Context, Expansion, Root
+from priorzero.world_model.device import DeviceEngine
+from priorzero.world_model.device_tree import Gumbel, Puct
+from priorzero.world_model.graphs import Sizes
 from priorzero.world_model.host import HostEngine
 from priorzero.world_model.model import UniZero
 
@@ -41,15 +44,15 @@ class Planner:
     Args:
         model: the network. It is moved to ``device`` and frozen.
         config: sizes.
-        device: where it runs.
-        precision: see `linear.PRECISIONS`.
+        device: where it runs. On a CUDA device one simulation is one recorded graph.
+        precision: see `linear.PRECISIONS`; None: bfloat16 on a CUDA device, float32 elsewhere.
 
     Raises:
         ValueError: the network is too short for the search, or the precision cannot be had on the device.
     """
 
     def __init__(
-        self, model: UniZero, config: PlannerConfig, *, device: str = "cpu", precision: str = "float32"
+        self, model: UniZero, config: PlannerConfig, *, device: str = "cpu", precision: str | None = None
     ) -> None:
         longest = 2 * config.context_steps - 1 + 2 * config.simulations
         if model.config.max_positions < longest:
@@ -59,9 +62,15 @@ class Planner:
             )
         self.config, self.device = config, torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        sizes = (2 * config.context_steps - 1, config.simulations, config.top_k)
-        self._engine = HostEngine(model, sizes, precision)
+        self._sizes = Sizes(config.context_steps, config.simulations, config.top_k)
+        self._engine = self._make_engine(precision or ("bfloat16" if self.device.type == "cuda" else "float32"))
         self._vectors = torch.zeros(0, model.config.action_width, device=self.device)
+        self._embed_actions()
+
+    def _make_engine(self, precision: str) -> HostEngine | DeviceEngine:
+        if self.device.type == "cpu":
+            return HostEngine(self.model, self._sizes, precision)
+        return DeviceEngine(self.model, self._sizes, precision, compiled=False)
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Take over new weights (a ``state_dict`` of `UniZero`)."""
@@ -96,3 +105,47 @@ class Planner:
     def expand(self, node: int, parent: np.ndarray, action: np.ndarray) -> Expansion:
         """Take ``action`` [B] (ids) in node ``parent`` [B] of each tree and keep the state reached as ``node``."""
         return self._engine.expand(node, parent, action)
+
+
+class DevicePlanner(Planner):
+    """A planner that keeps the trees beside the network: `priorzero.search` hands whole searches over to it.
+
+    Args:
+        model: as for `Planner`.
+        config: as for `Planner`.
+        device: as for `Planner`; on a CPU it works, slowly.
+        precision: as for `Planner`, but not int8.
+        compiled: fuse the small operations of a simulation with ``torch.compile``; the first search takes minutes.
+    """
+
+    _engine: DeviceEngine
+
+    def __init__(
+        self,
+        model: UniZero,
+        config: PlannerConfig,
+        *,
+        device: str = "cuda",
+        precision: str | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self._compiled = compiled
+        super().__init__(model, config, device=device, precision=precision)
+
+    def _make_engine(self, precision: str) -> DeviceEngine:
+        return DeviceEngine(self.model, self._sizes, precision, self._compiled)
+
+    @torch.inference_mode()
+    def grow_puct(
+        self, root: Root, exploration: np.ndarray, floor: float, gamma: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `priorzero.search.search.TreeModel`."""
+        rule = Puct(tuple(exploration.tolist()), floor, gamma)
+        return self._engine.grow(root, rule, len(exploration) - 1, None)
+
+    @torch.inference_mode()
+    def grow_gumbel(
+        self, root: Root, noise: tuple[np.ndarray, np.ndarray], constants: tuple[float, float, float], gamma: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `priorzero.search.search.TreeModel`."""
+        return self._engine.grow(root, Gumbel(*constants, gamma), len(noise[1]), noise)

@@ -1,0 +1,110 @@
+"""Fixed sizes, CUDA graphs and page-locked buffers; on a CPU the same functions, run as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is fixed for the life of an engine."""
+
+    context_steps: int
+    simulations: int
+    top_k: int
+
+    @property
+    def root_tokens(self) -> int:
+        """Tokens of a whole context."""
+        return 2 * self.context_steps - 1
+
+    @property
+    def slots(self) -> int:
+        """Tokens of a tree, padded for the attention kernels."""
+        return round_up(self.root_tokens + 2 * self.simulations, 16)
+
+
+class Replay(Generic[T]):
+    """A function of static tensors, recorded once and replayed.
+
+    The recording runs the function some times before, on whatever the tensors hold. What the function returns is
+    overwritten by the next replay.
+
+    Args:
+        function: without arguments, without synchronisation; reads and writes tensors that stay where they are.
+        device: a CUDA device records; any other runs the function each time.
+        reset: called before each run of the recording, to undo what the function counts up.
+    """
+
+    def __init__(self, function: Callable[[], T], device: torch.device, reset: Callable[[], None]) -> None:
+        self._function, self._graph = function, None
+        if device.type != "cuda":
+            return
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                reset()
+                function()
+            reset()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # other threads may train on the device at the same time: only this one is held to the rules of recording
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._out = function()
+
+    def __call__(self) -> T:
+        if self._graph is None:
+            return self._function()
+        self._graph.replay()
+        return self._out
+
+
+class Inlet:
+    """A static device tensor that is filled from numpy arrays with fewer rows; the first row fills the rest.
+
+    Args:
+        shape: of the tensor, rows first.
+        dtype: of the tensor.
+        device: where it lies.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self._staged = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        self._array = self._staged.numpy()
+
+    def put(self, array: np.ndarray, fill: float | None = None) -> Tensor:
+        """Copy ``array`` [n, m, ...] in. The last copy must have arrived, which any read of a result makes sure of.
+
+        Args:
+            array: n at most the rows; m, if narrower than the tensor, is completed with ``fill``.
+            fill: what stands beyond m.
+        """
+        n = len(array)
+        if fill is None:
+            self._array[:n] = array
+        else:
+            self._array[:n, : array.shape[1]] = array
+            self._array[:n, array.shape[1] :] = fill
+        self._array[n:] = self._array[:1]
+        return self.tensor.copy_(self._staged, non_blocking=True)
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple that is not below ``n``."""
+    return -(-n // multiple) * multiple
+
+
+def row_bucket(n: int) -> int:
+    """The power of two, 8 or above, that holds ``n`` rows: few sizes, few recordings."""
+    return max(8, 1 << (n - 1).bit_length())
