@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from priorzero.envs.base import FALLBACK_ACTIONS, GameSpec
+from priorzero.envs.babyai import BabyAISpec
+from priorzero.envs.base import FALLBACK_ACTIONS, EnvError, GameSpec
 from priorzero.envs.jericho import JerichoSpec, jericho_games
 from priorzero.envs.stories import StoryError
 from priorzero.envs.textworld import TextWorldSpec
@@ -109,6 +110,30 @@ def test_refused_actions_do_not_reach_textworld(envs: VectorEnv, cache_dir: str)
     for action in ("a\0b", "tw-print state", "save", "x" * 300):
         (step,) = envs.step([0], [action])
         assert (step.reward, step.fault, step.world_hash) == (0, "", before.world_hash)
+
+
+# ----------------------------------------------------------------------------------------------------------- BabyAI
+
+
+def test_babyai_demonstration_wins_in_a_worker(envs: VectorEnv):
+    pytest.importorskip("minigrid", reason="BabyAI needs the extra babyai")
+    spec = BabyAISpec("GoToRedBallGrey", 1, 64)
+    actions = envs.walkthrough(spec)
+    steps = replay(envs, spec, actions, seed=1)
+    first, last = steps[0], steps[-1]
+    assert first.goal == "go to the red ball"
+    assert first.observation.feedback == first.observation.look
+    assert first.observation.inventory == "You carry nothing"
+    assert (last.terminated, last.truncated, last.valid_actions) == (True, False, ())
+    assert last.score == last.reward == pytest.approx(1 - 0.9 * len(actions) / 64)
+    assert last.observation.feedback.endswith("You see a red ball 1 step forward")
+    assert len({step.world_hash for step in steps}) == len(steps)
+
+
+def test_babyai_level_that_is_none_is_refused_at_once(envs: VectorEnv):
+    pytest.importorskip("minigrid", reason="BabyAI needs the extra babyai")
+    with pytest.raises(EnvError, match=r"no BabyAI level 'Boss' .*BossLevel"):
+        envs.reset([0], [BabyAISpec("Boss", 1, 64)], [1])
 
 
 # ---------------------------------------------------------------------------------------------------------- Jericho

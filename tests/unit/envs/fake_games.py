@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
 
+from priorzero.envs import worker
 from priorzero.envs.base import EnvError, Reply, TextGame
 from priorzero.envs.stories import StoryError
 
@@ -66,7 +68,18 @@ def misbehave(action: str) -> None:
     if action == "bug":
         raise ZeroDivisionError("a bug")
     if action == "shout":
-        os.write(1, b"x" * 100_000)
+        for _ in range(8):
+            os.write(1, b"x" * 1_000_000)
+            os.write(2, b"y" * 1_000_000)
+    if action == "fill the disk":
+        Path("big").write_bytes(bytes(1 << 27))
+    if action == "compile":
+        Path("compiler").write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+        time.sleep(60)
+    if action == "let no other thread run":
+        worker._STUCK_S = 1.5
+        time.sleep(1.5)  # until the loop has seen it
+        ctypes.PyDLL(None).sleep(60)
     if action == "bad option":
         raise EnvError("the option is bad")
     if action == "bad story":
