@@ -58,7 +58,9 @@ class GumbelResult(SearchResult):
     policy: np.ndarray  # [B, A] float32, the improved policy softmax(logits + sigma(completed Q))
 
 
-def gumbel_search(model: Model | TreeModel, root: Root, config: GumbelConfig, rng: np.random.Generator | None) -> GumbelResult:
+def gumbel_search(
+    model: Model | TreeModel, root: Root, config: GumbelConfig, rng: np.random.Generator | None
+) -> GumbelResult:
     """Plans from ``root`` with Gumbel MuZero.
 
     Args:

@@ -37,7 +37,7 @@ class DeviceEngine:
     def __init__(self, model: UniZero, sizes: Sizes, precision: str, compiled: bool) -> None:
         self.model, self.sizes, self.compiled = model, sizes, compiled
         self.device = next(model.parameters()).device
-        self.net = FrozenNet(model, precision, self.device)
+        self.net = FrozenNet(model, precision, self.device, in_place=True)
         self.vocabulary = 0
         self.tokens = self.keys = torch.zeros(0, model.config.width, dtype=self.net.dtype, device=self.device)
         self._sessions: dict[tuple[int, int], Session] = {}
@@ -106,7 +106,7 @@ class Session:
         self.engine, self.net, self.sizes, self.device = engine, engine.net, engine.sizes, engine.device
         self.rows, self.width = rows, width
         model, sizes, steps = engine.model, engine.sizes, engine.sizes.context_steps
-        self.window, self.heads = model.transformer.window, model.transformer.blocks[0].heads
+        self.window, self.heads = model.transformer.window, model.transformer.heads
         self.rotary, integer = model.transformer.rotary, torch.int64
 
         def inlet(*shape: int, dtype: torch.dtype = integer) -> Inlet:
@@ -140,6 +140,7 @@ class Session:
     # -------------------------------------------------------------------------------------------------- the root
 
     def root(self, context: Context, actions: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `DeviceEngine.root`."""
         self._vectors.put(context.vectors)
         self._past.put(np.maximum(context.actions, 0))
         self._length.put(context.length)
@@ -184,6 +185,7 @@ class Session:
     # ------------------------------------------------------------------------------------------------- the nodes
 
     def expand(self, node: int, parent: np.ndarray, action: np.ndarray) -> Expansion:
+        """See `DeviceEngine.expand`."""
         if self._expand is None:
             self._expand = self._record(self._run_expand, compiled=self.engine.compiled)
         self._asked.put(np.stack((parent, action), axis=1))
@@ -273,8 +275,8 @@ class _Recorded:
 
     def _plant(self) -> None:
         spare = self.width - self.session.width
-        ids, probs = F.pad(self.session._ids.tensor, (0, spare), value=-1), F.pad(self.session._probs.tensor, (0, spare))
-        self.tree.plant(ids, probs, self.session._value.tensor)
+        ids, probs = self.session._ids.tensor, self.session._probs.tensor
+        self.tree.plant(F.pad(ids, (0, spare), value=-1), F.pad(probs, (0, spare)), self.session._value.tensor)
 
     def _simulate(self) -> None:
         parent, slot, action = self.tree.select()

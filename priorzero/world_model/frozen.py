@@ -7,6 +7,7 @@ business: it passes a function.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +42,16 @@ class FrozenNet:
         model: the network.
         precision: see `linear.PRECISIONS`; int8 and float32 compute norms and attention in float32.
         device: where the copy lies.
+        in_place: new weights must not move the tensors.
     """
 
-    def __init__(self, model: UniZero, precision: str, device: torch.device) -> None:
+    def __init__(self, model: UniZero, precision: str, device: torch.device, *, in_place: bool) -> None:
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.width, self.support = model.config.width, model.support
         blocks = model.transformer.blocks
         self._linears = [
-            (freeze(parts, precision, device), parts) for parts in (*_block_parts(blocks), *_other_parts(model))
+            (freeze(parts, precision, device, in_place=in_place), parts)
+            for parts in (*_block_parts(blocks), *_other_parts(model))
         ]
         norms = [norm for b in blocks for norm in (b.norm_attention, b.norm_mlp)] + [model.transformer.norm]
         if isinstance(model.latent_norm, nn.LayerNorm):
@@ -63,7 +66,7 @@ class FrozenNet:
         self._latent_norm = frozen_norms[-1] if len(norms) > 2 * self.layers + 1 else model.latent_norm
 
     def load(self) -> None:
-        """Take over what the weights of the model are now, in place."""
+        """Take over what the weights of the model are now."""
         with torch.no_grad():
             for frozen, parts in self._linears:
                 frozen.load(*parts)
@@ -105,11 +108,11 @@ class FrozenNet:
         return self._value(value), self._query(query)
 
 
-def _block_parts(blocks: nn.ModuleList) -> list[tuple[nn.Linear, ...]]:
+def _block_parts(blocks: nn.ModuleList) -> list[tuple[Any, ...]]:
     return [part for b in blocks for part in ((b.qkv,), (b.out,), (b.mlp[0],), (b.mlp[2],))]
 
 
-def _other_parts(model: UniZero) -> list[tuple[nn.Linear, ...]]:
+def _other_parts(model: UniZero) -> list[tuple[Any, ...]]:
     return [
         (model.observe[0],),
         (model.observe[2],),

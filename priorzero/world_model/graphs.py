@@ -63,6 +63,7 @@ class Replay(Generic[T]):
             self._out = function()
 
     def __call__(self) -> T:
+        """Replays, or runs the function."""
         if self._graph is None:
             return self._function()
         self._graph.replay()

@@ -26,9 +26,9 @@ class HostEngine:
 
     def __init__(self, model: UniZero, sizes: Sizes, precision: str) -> None:
         self.root_tokens, self.simulations, self.top_k = sizes.root_tokens, sizes.simulations, sizes.top_k
-        self.model, self.net = model, FrozenNet(model, precision, torch.device("cpu"))
+        self.model, self.net = model, FrozenNet(model, precision, torch.device("cpu"), in_place=False)
         self.transformer = model.transformer
-        self.window, self.heads = model.transformer.window, model.transformer.blocks[0].heads
+        self.window, self.heads = model.transformer.window, model.transformer.heads
         rotary = model.transformer.rotary
         self._rotation = torch.stack((rotary.cos, rotary.sin), dim=1).numpy()  # [positions, 2, d]
         self._rows = -1
@@ -75,8 +75,8 @@ class HostEngine:
             return
         self._rows = rows
         nodes, slots = self.simulations + 1, self.root_tokens + 2 * self.simulations
-        shape = (self.net.layers, rows, slots, 2, self.heads, self.net.width // self.heads)
-        self._pool = np.empty(shape, np.float32)
+        per_token = (2, self.heads, self.net.width // self.heads)
+        self._pool: np.ndarray = np.empty((self.net.layers, rows, slots, *per_token), np.float32)
         self._parents = np.zeros((rows, nodes), np.int32)
         self._position = np.full((rows, nodes), self.root_tokens - 1, np.int32)
         self._slots = np.empty((rows, self.window + 1), np.int32)  # the action's token sees one more back

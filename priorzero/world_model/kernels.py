@@ -13,9 +13,7 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # lets sums be vectorised; NaN an
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def quantize_rows(
-    x: np.ndarray, out: np.ndarray, scale: np.ndarray
-) -> None:  # pragma: no cover (compiled)
+def quantize_rows(x: np.ndarray, out: np.ndarray, scale: np.ndarray) -> None:  # pragma: no cover (compiled)
     """Rounds each row of ``x`` [n, in] to ``scale * (out - 128)``, with ``out`` [n, in] uint8 and ``scale`` [n]."""
     for i in range(x.shape[0]):
         most = np.float32(0.0)
@@ -29,9 +27,7 @@ def quantize_rows(
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def rescale(
-    product: np.ndarray, scale: np.ndarray, bias: np.ndarray
-) -> None:  # pragma: no cover (compiled)
+def rescale(product: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> None:  # pragma: no cover (compiled)
     """``product`` [n, out] becomes ``product * scale + bias``, with ``scale`` [n] and ``bias`` [out]."""
     for i in range(product.shape[0]):
         for j in range(product.shape[1]):

@@ -1,14 +1,12 @@
 """Linear layers of a frozen network, in the form that runs fastest where they run.
 
-A layer here is a function with two variants that save a pass over memory: ``gelu`` applies the activation to its output,
-``add`` adds the output to a residual. Weights are taken over with ``load``, in place, so that a captured CUDA graph goes
-on with the new ones.
+A layer here is a function with two variants that may save a pass over memory: ``gelu`` applies the activation to its
+output, ``add`` adds the output to a residual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,45 +18,35 @@ from priorzero.world_model.kernels import UNSIGNED_ZERO, quantize_rows, rescale,
 PRECISIONS = ("float32", "bfloat16", "int8")
 
 
-class FrozenLinear(Protocol):
-    """``x`` [n, in] to [n, out], without gradients."""
-
-    def load(self, *parts: nn.Linear) -> None:
-        """Take over the weights of one layer, or of several that read the same input (outputs side by side)."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """W x + b."""
-        ...
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """GELU(W x + b)."""
-        ...
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + W x + b."""
-        ...
-
-
 class Dense:
-    """Plain matrices in any float type, on any device."""
+    """Plain matrices in any float type, on any device. New weights are written in place: a recorded graph sees them.
+
+    Args:
+        parts: layers that read the same input; their outputs lie side by side.
+        dtype: float type of the copy.
+        device: where it lies.
+    """
 
     def __init__(self, parts: Sequence[nn.Linear], dtype: torch.dtype, device: torch.device) -> None:
         self.weight, self.bias = (x.to(device, dtype) for x in _join(parts))
 
     def load(self, *parts: nn.Linear) -> None:
+        """Take over the weights of the layers."""
         weight, bias = _join(parts)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """W x + b, from [..., in] to [..., out]."""
         return F.linear(x, self.weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        return F.gelu(F.linear(x, self.weight, self.bias))
+        """GELU(W x + b)."""
+        return F.gelu(self(x))
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + F.linear(x, self.weight, self.bias)
+        """W x + b + residual."""
+        return residual + self(x)
 
 
 class Packed:
@@ -71,16 +59,20 @@ class Packed:
         self.load(*parts)
 
     def load(self, *parts: nn.Linear) -> None:
+        """See `Dense`."""
         weight, self.bias = _join(parts)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """See `Dense`."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
     def gelu(self, x: Tensor) -> Tensor:
+        """See `Dense`."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """See `Dense`."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
 
 
@@ -95,6 +87,7 @@ class Quantized:
         self.load(*parts)
 
     def load(self, *parts: nn.Linear) -> None:
+        """See `Dense`."""
         weight, bias = _join(parts)
         if not (weight.isfinite().all() and bias.isfinite().all()):
             raise ValueError("the world model's weights hold a NaN or an infinity, which int8 would hide")
@@ -104,14 +97,17 @@ class Quantized:
         self.zero, self.bias = torch.zeros(len(bias), dtype=torch.int64), bias.numpy()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """See `Dense`."""
         flat, product, row_scale = self._product(x)
         rescale(product, row_scale, self.bias)
         return flat.view(*x.shape[:-1], -1)
 
     def gelu(self, x: Tensor) -> Tensor:
+        """See `Dense`."""
         return F.gelu(self(x))
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """See `Dense`."""
         flat, product, row_scale = self._product(x)
         rescale_and_add(product, row_scale, self.bias, residual.reshape(product.shape).numpy())
         return flat.view(residual.shape)
@@ -127,13 +123,17 @@ class Quantized:
         return out, out.numpy(), row_scale
 
 
-def freeze(parts: Sequence[nn.Linear], precision: str, device: torch.device) -> FrozenLinear:
+FrozenLinear = Dense | Packed | Quantized
+
+
+def freeze(parts: Sequence[nn.Linear], precision: str, device: torch.device, *, in_place: bool) -> FrozenLinear:
     """The fastest layer of this precision on this device.
 
     Args:
         parts: the layers, or several that read the same input.
         precision: one of `PRECISIONS`.
         device: where it runs.
+        in_place: weights must stay plain tensors that never move.
 
     Raises:
         ValueError: the precision is unknown, or cannot be had there.
@@ -141,12 +141,12 @@ def freeze(parts: Sequence[nn.Linear], precision: str, device: torch.device) -> 
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "int8":
-        if device.type != "cpu":
-            raise ValueError(f"precision int8 runs on a CPU only, not on {device}: take bfloat16 there")
+        if device.type != "cpu" or in_place:
+            raise ValueError(f"precision int8 needs a Planner on a CPU: on {device} take bfloat16, or float32")
         if "onednn" not in torch.backends.quantized.supported_engines:
             raise ValueError("precision int8 needs a torch built with oneDNN, and this one is not: take float32")
         return Quantized(parts)
-    if device.type == "cpu" and precision == "float32" and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and not in_place and precision == "float32" and torch.backends.mkldnn.is_available():
         return Packed(parts)
     return Dense(parts, getattr(torch, precision), device)
 

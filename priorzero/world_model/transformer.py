@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         super().__init__()
         if width % heads or (width // heads) % 2:
             raise ValueError(f"width {width} must split into {heads} heads of an even size; change heads or width")
-        self.window, self.max_positions = window, max_positions
+        self.heads, self.window, self.max_positions = heads, window, max_positions
         self.rotary = Rotary(width // heads, max_positions)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
