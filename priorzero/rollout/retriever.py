@@ -11,6 +11,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from priorzero.rollout.corpus import CorpusError, Document, read_corpus
 
@@ -74,7 +75,8 @@ class Bm25Index:
     def _words(texts: Sequence[str]) -> list[list[str]]:
         import bm25s
 
-        return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+        words: Any = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+        return words
 
 
 @dataclass(frozen=True, kw_only=True)
