@@ -39,6 +39,7 @@ class VectorEnv:
 
     Attributes:
         faults: how many workers were lost, by kind: "crash", "timeout".
+        counts: sums of what the games counted (``info["counts"]``), for the log.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class VectorEnv:
             raise EnvError("VectorEnv needs at least one environment and timeouts above zero seconds.")
         self.num_envs, self.timeout_s, self.reset_timeout_s = num_envs, timeout_s, reset_timeout_s
         self.faults: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         if scratch_dir is not None:
             Path(scratch_dir).mkdir(parents=True, exist_ok=True)
         self._scratch = Path(tempfile.mkdtemp(prefix="priorzero-games-", dir=scratch_dir)).absolute()
@@ -167,7 +169,7 @@ class VectorEnv:
         self._last[slot] = None
         for attempt in range(1, RESET_ATTEMPTS + 1):
             try:
-                return _step(self._workers[slot].receive())
+                return self._read(slot)
             except EnvError as error:
                 return error
             except WorkerLost as lost:
@@ -180,7 +182,7 @@ class VectorEnv:
 
     def _receive_step(self, slot: int) -> Step | EnvError:
         try:
-            return _step(self._workers[slot].receive())
+            return self._read(slot)
         except EnvError as error:
             return error
         except WorkerLost as lost:
@@ -188,6 +190,11 @@ class VectorEnv:
             last = self._last[slot]
             assert last is not None  # send refuses a slot without an episode
             return replace(last, reward=0.0, terminated=False, truncated=True, valid_actions=(), fault=str(lost))
+
+    def _read(self, slot: int) -> Step:
+        payload = self._workers[slot].receive()
+        self.counts.update(payload[-1].get("counts", {}))
+        return _step(payload)
 
     def _settle(self, slots: Sequence[int], answers: Sequence[Step | EnvError]) -> list[Step]:
         """Records what every slot answered, then raises the first error if there is one."""

@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 
@@ -50,6 +51,9 @@ class FakeGame(TextGame):
 
     def _valid_actions(self) -> list[str]:
         return [] if self._last.score >= 2 else ["up", "win"]
+
+    def _info(self, reply: Reply) -> dict[str, Any]:
+        return super()._info(reply) | {"counts": {"infos": 1}}
 
     def _world_hash(self) -> str:
         return str(self._last.score)

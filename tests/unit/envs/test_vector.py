@@ -34,7 +34,9 @@ def test_steps_carry_what_the_games_say(envs: VectorEnv):
     assert steps[0].observation.look != steps[1].observation.look  # two processes
     assert steps[0].valid_actions == ("up", "win")
     assert (steps[0].reward, steps[0].max_score, steps[0].goal, steps[0].done) == (0, 3, "count", False)
+    before = envs.counts["infos"]
     first, second = envs.step([1, 0], ["up", "win"])
+    assert envs.counts["infos"] == before + 2
     assert (first.game, first.reward, first.score, first.world_hash) == ("other", 1, 1, "1.0")
     assert (second.terminated, second.valid_actions) == (True, ())
 

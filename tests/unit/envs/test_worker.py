@@ -86,8 +86,16 @@ def test_programs_that_a_game_started_end_with_its_time(worker: Worker):
     assert _ends(int((worker.folder / "compiler").read_text()))
 
 
-@pytest.mark.parametrize("action", ["", "hang", "compile"])
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("sent", "action"),
+    [
+        (signal.SIGTERM, ""),
+        (signal.SIGINT, ""),
+        (signal.SIGTERM, "hang"),
+        (signal.SIGINT, "hang"),
+        (signal.SIGKILL, "compile"),
+    ],
+)
 def test_workers_end_with_their_parent(sent: signal.Signals, action: str, tmp_path: Path):
     script = textwrap.dedent(
         f"""
