@@ -37,14 +37,13 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
-def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """The tokens that end a turn: the tokenizer's and those of the model's ``generation_config``.
+def end_tokens(tokenizer: Any, listed: int | Sequence[int] | None) -> frozenset[int]:
+    """The tokens that end a turn: the tokenizer's and those that the model's generation config lists.
 
     Raises:
         ValueError: there is none, so that no answer would ever end.
     """
-    listed = getattr(generation_config, "eos_token_id", None)
-    listed = listed if isinstance(listed, (list, tuple)) else [listed]
+    listed = listed if isinstance(listed, (list, tuple)) else (listed,)
     ends = frozenset(int(t) for t in (*listed, tokenizer.eos_token_id) if t is not None)
     if not ends:
         raise ValueError("the tokenizer names no end-of-turn token: set its eos_token")

@@ -52,7 +52,7 @@ class TransformersGenerator:
         self.version = 0
         self._model: nn.Module = language_model.model.eval()
         self._causal: Any = causal_lm(self._model)
-        self._ends = end_tokens(language_model.tokenizer, getattr(self._causal, "generation_config", None))
+        self._ends = end_tokens(language_model.tokenizer, self._causal.generation_config.eos_token_id)
         self._random = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
         self._counts = GenerationCounts()

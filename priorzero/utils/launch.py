@@ -53,6 +53,12 @@ def share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def default_environment(**variables: str) -> None:
+    """Set environment variables that a library reads, before it is imported; a user's own settings stay."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
 def set_threads(count: int) -> None:
     """Let this process compute with ``count`` threads in PyTorch.
 

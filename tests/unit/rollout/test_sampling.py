@@ -88,8 +88,8 @@ def test_watching_the_tail_equals_reading_everything(text, stop):
 
 def test_ends_of_a_turn_come_from_both_places():
     tokenizer = SimpleNamespace(eos_token_id=2)
-    assert end_tokens(tokenizer, SimpleNamespace(eos_token_id=[1, 3])) == {1, 2, 3}
-    assert end_tokens(tokenizer, SimpleNamespace(eos_token_id=5)) == {2, 5}
+    assert end_tokens(tokenizer, [1, 3]) == {1, 2, 3}
+    assert end_tokens(tokenizer, 5) == {2, 5}
     assert end_tokens(tokenizer, None) == {2}
     with pytest.raises(ValueError, match="eos_token"):
         end_tokens(SimpleNamespace(eos_token_id=None), None)
