@@ -33,13 +33,13 @@ class UniZeroConfig:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network says of ``S`` steps. Value and policy are those of states 0..S, the others of steps 0..S-1."""
+    """What the network says of ``S`` steps: value and policy of their states (Z = S, or S + 1 with the last one)."""
 
-    latent: Tensor  # [B, S + 1, D] encoded observations
+    latent: Tensor  # [B, Z, D] encoded observations
     next_latent: Tensor  # [B, S, D] predictions of latent 1..S
     reward_logits: Tensor  # [B, S, bins]
-    value_logits: Tensor  # [B, S + 1, bins]
-    policy_query: Tensor  # [B, S + 1, D] to be compared with `UniZero.action_keys`
+    value_logits: Tensor  # [B, Z, bins]
+    policy_query: Tensor  # [B, Z, D] to be compared with `UniZero.action_keys`
 
 
 class SimNorm(nn.Module):
@@ -110,7 +110,8 @@ class UniZero(nn.Module):
         """Run windows.
 
         Args:
-            observation: [B, S + 1, O] observation vectors.
+            observation: [B, S + 1, O] observation vectors; [B, S, O] where the state after the last action is not
+                asked for.
             action: [B, S, E] vectors of the actions taken.
         """
         latent = self.encode(observation)
@@ -122,11 +123,12 @@ class UniZero(nn.Module):
     def values(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Only what training targets need of the target network: latent [B, S + 1, D] and value [B, S + 1]."""
         latent = self.encode(observation)
-        out, _ = self.transformer(interleave(latent, self.action_tokens(action)))
-        return latent, self.support.decode(self.value_head(out[:, 0::2]))
+        out, _ = self.transformer(interleave(latent, self.action_tokens(action)), every=2)
+        return latent, self.support.decode(self.value_head(out))
 
 
 def interleave(latent: Tensor, action: Tensor) -> Tensor:
-    """Latents [B, S + 1, D] and actions [B, S, D] to tokens z_0 a_0 z_1 ... z_S [B, 2 S + 1, D]."""
-    pairs = torch.stack((latent[:, :-1], action), dim=2).flatten(1, 2)
-    return torch.cat((pairs, latent[:, -1:]), dim=1)
+    """Latents [B, S + 1, D] (or S) and actions [B, S, D] to tokens z_0 a_0 z_1 ... [B, 2 S + 1, D] (or 2 S)."""
+    steps = action.shape[1]
+    pairs = torch.stack((latent[:, :steps], action), dim=2).flatten(1, 2)
+    return torch.cat((pairs, latent[:, steps:]), dim=1)

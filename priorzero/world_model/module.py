@@ -57,13 +57,13 @@ class WorldModelModule(lightning.LightningModule):
         targets, value_target, real = self._targets(batch, target_latent, target_value)
         steps = batch.unroll
         actions = batch.candidates[batch.action[:, :steps]]
-        out = self.model(batch.observation[:, : steps + 1], actions)
+        out = self.model(batch.observation[:, :steps], actions)
         keys = self.model.action_keys(batch.candidates)  # [U, D]
         predictions = Predictions(
             latent=out.next_latent,
             reward_logits=out.reward_logits,
-            value_logits=out.value_logits[:, :-1],
-            policy_logits=out.policy_query[:, :-1] @ keys.T,
+            value_logits=out.value_logits,
+            policy_logits=out.policy_query @ keys.T,
         )
         total, parts = world_model_loss(predictions, targets, self.loss)
         if not torch.isfinite(total):

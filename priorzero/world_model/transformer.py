@@ -74,15 +74,18 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward(
+        self, x: Tensor, real: Tensor | None = None, every: int = 1
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Run whole sequences.
 
         Args:
             x: tokens [B, L, D].
             real: [B, L] bool, False on padding (which nobody attends to); None: all are real.
+            every: outputs are wanted at tokens 0, ``every``, 2 ``every``, ... only; the last block spares the others.
 
         Returns:
-            Outputs [B, L, D], and for each block the rotated keys and the values [B, L, heads, D / heads].
+            Outputs [B, ceil(L / every), D], and for each block the rotated keys and the values [B, L, heads, D / heads].
 
         Raises:
             ValueError: the sequence is longer than ``max_positions``.
@@ -95,10 +98,12 @@ class Transformer(nn.Module):
         position = torch.arange(x.shape[1], device=x.device)
         rotation, mask = self.rotary(position), self.mask(position, real)
         kept = []
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             q, k, v = block.project(x, rotation)
             kept.append((k, v))
             dropout = block.dropout if self.training else 0.0
+            if every > 1 and i == len(self.blocks) - 1:
+                x, q, mask = x[:, ::every], q[:, ::every], mask[..., ::every, :]
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
             x = block.finish(x, attended.transpose(1, 2).flatten(-2))
