@@ -10,7 +10,7 @@ import lightning
 from torch import Tensor
 
 from priorzero.collect.actor import Actor
-from priorzero.policy.module import PolicyModule
+from priorzero.policy.language_module import LanguageModule
 from priorzero.world_model.module import WorldModelModule
 
 State = dict[str, Tensor]
@@ -73,6 +73,6 @@ def snapshot(module: lightning.LightningModule) -> State:
     """A copy of what the player needs of a module: never the wrapped or sharded module itself."""
     if isinstance(module, WorldModelModule):
         return {name: value.detach().cpu().clone() for name, value in module.model.state_dict().items()}
-    if isinstance(module, PolicyModule):
+    if isinstance(module, LanguageModule):
         return module.trainable_state()
     raise TypeError(f"no weights to copy from a {type(module).__name__}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from priorzero.policy.load import LanguageModel, without_adapters
+from priorzero.policy.language_module import LanguageModule, PolicyOptim, kl_controller
+from priorzero.policy.load import LanguageModel
 from priorzero.policy.logprobs import CandidateScorer
 from priorzero.rl import policy_loss
-from priorzero.rl.kl import AdaptiveKL, FixedKL, KLController, kl_estimate
+from priorzero.rl.kl import kl_estimate
 from priorzero.types import PackedPrompts, PolicyBatch
 
 
@@ -49,58 +47,22 @@ class PolicyLossConfig:
             raise ValueError(f"the temperature of a policy is positive, not {self.temperature}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyOptim:
-    """AdamW with linear warm-up and cosine decay."""
-
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float  # on matrices only
-    warmup_updates: int
-    total_updates: int  # where the cosine ends; it stays at the minimum afterwards
-    min_lr_ratio: float
-
-    def factor(self, update: int) -> float:
-        """What the learning rate is multiplied by in update 0, 1, ..."""
-        if update < self.warmup_updates:
-            return (update + 1) / self.warmup_updates
-        progress = (update - self.warmup_updates) / max(self.total_updates - self.warmup_updates, 1)
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-
-
-class PolicyModule(lightning.LightningModule):
-    """The language model under Lightning.
+class PolicyModule(LanguageModule):
+    """The language model that chooses among valid actions, under Lightning.
 
     ``training_step`` takes one micro-batch, a `PolicyBatch`; an update of several is Lightning's
-    ``accumulate_grad_batches``. Checkpoints hold the trainable weights only. With adapters the reference of the KL is
-    the model without them; without adapters it is a frozen copy, made only if the KL is on.
+    ``accumulate_grad_batches``.
     """
 
     def __init__(self, language_model: LanguageModel, *, loss: PolicyLossConfig, optim: PolicyOptim) -> None:
-        super().__init__()
-        self.scorer = CandidateScorer(language_model.model)
-        self.loss, self.optim = loss, optim
-        self.kl: KLController = (
-            FixedKL(loss.kl_weight)
-            if loss.kl_target is None
-            else AdaptiveKL(loss.kl_weight, loss.kl_target, loss.kl_horizon)
+        super().__init__(
+            CandidateScorer(language_model.model),
+            optim,
+            kl_controller(loss.kl_weight, loss.kl_target, loss.kl_horizon),
+            adapted=language_model.has_adapters,
+            reference=bool(loss.kl_weight),
         )
-        self._adapted = language_model.has_adapters
-        # in a list: not a submodule, so neither in checkpoints nor wrapped by a strategy
-        self._frozen = [] if self._adapted or not loss.kl_weight else [_frozen_copy(self.scorer)]
-        self._optimizers: dict[str, Any] | None = None
-
-    @property
-    def strict_loading(self) -> bool:
-        """False: frozen weights are not in checkpoints. ``on_load_checkpoint`` checks the trainable ones."""
-        return False
-
-    # --------------------------------------------------------------------------------------------------- training
-
-    def on_fit_start(self) -> None:
-        """Put the reference where the model is, and dropout on."""
-        self.train()
-        self._frozen = [scorer.to(self.device) for scorer in self._frozen]
+        self.loss = loss
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch.
@@ -166,10 +128,9 @@ class PolicyModule(lightning.LightningModule):
     @torch.no_grad()
     def _reference(self, prompts: PackedPrompts) -> Tensor:
         """Log-probabilities [B, A] of the initial model. Before the policy's forward: peft toggles its weights."""
-        if not self._adapted:
-            return self._policy(*self._frozen[0](prompts))
-        with without_adapters(self.scorer.model):
-            return self._policy(*self.scorer(prompts))
+        scorer, initial = self.reference()
+        with initial:
+            return self._policy(*scorer(prompts))
 
     @torch.no_grad()
     def _log(self, batch: PolicyBatch, policy: Tensor, total: Tensor, means: dict[str, Tensor]) -> None:
@@ -182,61 +143,3 @@ class PolicyModule(lightning.LightningModule):
             metrics["policy/kl_weight"] = torch.tensor(self.kl.coefficient)
         self.log("policy/loss", total, prog_bar=True, batch_size=len(batch.weight))
         self.log_dict(metrics, batch_size=len(batch.weight))
-
-    def validation_step(self, metrics: dict[str, float], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log what the evaluation episodes gave; they were played by the data loader."""
-        self.log_dict({name: float(value) for name, value in metrics.items()}, batch_size=1, add_dataloader_idx=False)
-
-    # -------------------------------------------------------------------------------------------------- optimizer
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """One AdamW for the whole run: phases re-enter ``fit``, and Adam must not start again each time."""
-        if self._optimizers is None:
-            weights = list(self._trainable().values())
-            groups = [
-                {"params": [p for p in weights if p.ndim >= 2]},
-                {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-            ]
-            optimizer = torch.optim.AdamW(
-                [g for g in groups if g["params"]],
-                lr=self.optim.lr,
-                betas=tuple(self.optim.betas),
-                weight_decay=self.optim.weight_decay,
-            )
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.optim.factor)
-            self._optimizers = {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return self._optimizers
-
-    # ---------------------------------------------------------------------------------------------------- weights
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """Copies of the trainable weights on the CPU, under the names of the language model; for ``LLMPrior``."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self._trainable().items()}
-
-    def _trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.scorer.model.named_parameters() if p.requires_grad}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable weights, and the state of the KL weight."""
-        names = {f"scorer.model.{name}" for name in self._trainable()}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["kl"] = self.kl.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint fits.
-
-        Raises:
-            RuntimeError: its weights are not the trainable ones of this model.
-        """
-        names = {f"scorer.model.{name}" for name in self._trainable()}
-        if names != checkpoint["state_dict"].keys():
-            different = sorted(names ^ checkpoint["state_dict"].keys())
-            raise RuntimeError(
-                f"the checkpoint does not fit: {len(different)} weights are on one side only, {different[0]!r} for "
-                "example. Use the llm source and the LoRA settings that it was trained with"
-            )
-        self.kl.load_state_dict(checkpoint["kl"])
-
-
-def _frozen_copy(scorer: CandidateScorer) -> CandidateScorer:
-    return copy.deepcopy(scorer).requires_grad_(False).eval()

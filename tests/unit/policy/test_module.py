@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from priorzero.policy.language_module import PolicyOptim
 from priorzero.policy.load import LoraSettings, load_llm
 from priorzero.policy.logprobs import answer_logprobs
-from priorzero.policy.module import PolicyLossConfig, PolicyModule, PolicyOptim
+from priorzero.policy.module import PolicyLossConfig, PolicyModule
 from priorzero.policy.packing import pack
 from priorzero.prior.llm import LLMPrior
 from priorzero.rl.policy_loss import action_logprobs
