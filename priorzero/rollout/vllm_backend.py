@@ -7,6 +7,8 @@ Works with vLLM 0.24 (CUDA) to 0.32 (also the CPU build). Pitfalls that the code
 - By default log-probabilities are taken before temperature: ``logprobs_mode="processed_logprobs"``.
 - An engine in this process seeds the global random generators and draws from them, also where every request has a seed:
   they are put back after the start and after every call.
+- The CPU build multiplies by packed copies of the weights, and does not pack an output layer again whose weights are
+  the embedding's: each full sync does.
 """
 
 from __future__ import annotations
@@ -144,6 +146,7 @@ class VLLMGenerator:
                 self._load_adapter(state, self._lora)
             else:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(state.items())})
+                self._llm.apply_model(_repack_head)
             self._forget()
             self._names = frozenset(state)
             self.version = version
@@ -226,6 +229,12 @@ class VLLMGenerator:
         self._adapter = LoRARequest(f"sync-{self._syncs}", self._syncs, str(folder))
         if not engine.add_lora(self._adapter):
             raise RuntimeError(f"vLLM did not take the adapter of sync {self._syncs}")
+
+
+def _repack_head(model: Any) -> None:
+    head = getattr(model, "lm_head", None)
+    if hasattr(head, "cpu_linear"):  # there is a packed copy
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _generation(output: Any) -> Generation:
