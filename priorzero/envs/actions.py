@@ -1,36 +1,24 @@
 """Finds the valid actions of a Z-machine game: those that change its world.
 
-Jericho names the objects of a room with a part-of-speech tagger. Here they are the words of the room and inventory
-texts that the game's own dictionary calls nouns or adjectives, and the names in the object tree: ten times faster, no
-tagger to install, and a superset of the effects found (measured on zork1, detective and omniquest).
+Source: Hausknecht et al. 2020, "Interactive Fiction Games: A Colossal Adventure", section 3 (templates, world-change
+detection). Jericho's filter plays the candidates one after the other, in C and in this process.
 """
 
 from __future__ import annotations
 
-import re
+import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from ctypes import create_string_buffer
+from typing import Any
 
-from priorzero.envs.base import action_fault
+import numpy as np
 
-COMMON_VERBS = 24  # "fast" fills the two-object templates of the most used verbs only
-# "fast" asks every other verb to use something carried.
-FREE_VERBS = frozenset({"aim", "attach", "connect", "plug", "point", "set", "tie", "turn"})
-_WORD = re.compile(r"[a-z][a-z'-]*[a-z]|[a-z]")
-_FUNCTION_WORDS = frozenset(
-    _WORD.findall(
-        "a an the all and but or of to in on at by up down out it its is are be you your me my that this these those "
-        "another both each every everything few here there no not one two three some i he she him her them his their "
-        "with from for into as y n s e w u d q x z l g again"
-    )
-)
+from priorzero.envs.object_words import ObjectWords, Peeker
+from priorzero.envs.templates import Experience, Filling, Templates, tried_digests
 
-
-class Peeker(Protocol):
-    """Asks a game something without consequences."""
-
-    def peek(self, command: str) -> str:
-        """The answer to a command that is undone."""
+ALGORITHM = 2  # part of every key of a cache: raise it when the actions of a state may differ from those of before
+_EFFECT_WORDS = 128  # 16-bit numbers that the filter writes for one valid action
 
 
 class ActionFinder:
@@ -39,104 +27,84 @@ class ActionFinder:
     Args:
         peeker: answers commands without consequences.
         game: the ``jericho.FrotzEnv``.
-        exact: fill the two-object templates with every pair of objects and every verb.
+        exact: fill all templates in every state.
+        audit: otherwise, the share of searches that do so, to see what the others miss.
+
+    Attributes:
+        known: what was learned; without effect if ``exact``.
+        counts: ``searches``, ``candidates``, ``audits``, ``audit_effects`` (effects in the audited states),
+            ``audit_found`` (how many of them would have been found without the audit), ``halts`` (searches in which a
+            candidate ended the interpreter).
     """
 
-    def __init__(self, peeker: Peeker, game: Any, exact: bool) -> None:
-        from jericho.util import recognized, verb_usage_count
+    def __init__(self, peeker: Peeker, game: Any, exact: bool, audit: float = 0.0) -> None:
+        self._game, self._exact, self._audit = game, exact, audit
+        self._words = ObjectWords(peeker, game)
+        self._templates = Templates(game.act_gen.templates, game.bindings["max_word_length"], _verb_counts())
+        self._chance = random.Random(0)
+        self.known = Experience()
+        self.counts: Counter[str] = Counter()
 
-        self._peeker, self._game, self._exact = peeker, game, exact
-        self._recognized, self._usage = recognized, verb_usage_count
-        words = game.get_dictionary()
-        self._word_length = max(len(word.word) for word in words)
-        self._nouns = {word.word for word in words if word.is_noun}
-        self._objects = self._nouns | {word.word for word in words if word.is_adj}
-        self._templates = _by_holes(game.act_gen.templates)
-        if not exact:
-            pairs = self._templates[2]
-            common = sorted({pair.split()[0] for pair in pairs}, key=lambda verb: (-verb_usage_count(verb), verb))
-            kept = set(common[:COMMON_VERBS])
-            self._templates[2] = [pair for pair in pairs if pair.split()[0] in kept]
-
-    def find(self, room: str, carried: str) -> list[str]:
-        """One action for each different effect on the world, sorted.
+    def find(self, room: str, carried: str) -> tuple[list[str], set[int], set[Filling]]:
+        """One action for each different effect on the world, the shortest natural phrase, sorted.
 
         Args:
             room: the game's answer to "look".
             carried: the game's answer to "inventory".
+
+        Returns:
+            The actions, and what is new in ``known``: what was tried, what was useful.
         """
-        names, held = self._object_names(room, carried)
-        candidates = [action for action in self._fill(names, held) if not action_fault(action)]
-        effects = self._game._filter_candidate_actions(candidates, use_ctypes=True, use_parallel=False)
-        return sorted({min(actions, key=self._naturalness) for actions in effects.values()})
+        things = self._words.things(room, carried)
+        audited = not self._exact and self._chance.random() < self._audit
+        full = self._exact or audited
+        candidates = self._templates.fill_all(things) if full else self._templates.fill(things, self.known)
+        effects = self.effects(list(candidates))
+        self.counts.update(searches=1, candidates=len(candidates))
+        if audited:
+            self._count_audit(effects, self._templates.fill(things, self.known))
+        chosen = sorted({min(actions, key=self._templates.unnaturalness) for actions in effects})
+        if self._exact:
+            return chosen, set(), set()
+        useful = {candidates[action] for action in chosen if candidates[action].first}
+        tried, useful = self._learn(tried_digests(things), useful)
+        return chosen, tried, useful
 
-    def _naturalness(self, action: str) -> tuple[bool, int, int, str]:
-        words = action.split()
-        return ("all" in words, len(words), -self._usage(action), action)
+    def effects(self, candidates: Sequence[str]) -> list[list[str]]:
+        """The candidates that change the world, the score or the end of the game, grouped by what they change."""
+        game = self._game
+        if not candidates or game.game_over() or game.victory() or game._emulator_halted():
+            return []
+        before = game.get_state()
+        lines = ";".join(candidates).encode()
+        valid = create_string_buffer(b" " * (len(lines) + 1))
+        effects = np.zeros((len(candidates), _EFFECT_WORDS), np.uint16)
+        count = game.frotz_lib.filter_candidate_actions(lines, valid, np.ctypeslib.as_ctypes(effects.reshape(-1)))
+        if game._emulator_halted():  # the filter stopped there: play the candidates one by one, past the halt
+            self.counts["halts"] += 1
+            game.reset()
+            game.set_state(before)
+            return list(game._filter_candidate_actions(candidates).values())
+        game.set_state(before)
+        groups: dict[bytes, list[str]] = {}
+        for effect, action in zip(effects[:count], valid.value.decode().split(";"), strict=False):
+            groups.setdefault(effect.tobytes(), []).append(action)
+        return list(groups.values())
 
-    def _object_names(self, room: str, carried: str) -> tuple[list[str], set[str]]:
-        """One name for each object in reach, and the names that belong to something carried."""
-        tree, tree_held = self._tree_names()
-        carried_words = set(_words([carried])) | tree_held
-        candidates = {word for word in {*_words([room]), *carried_words, *tree} if self._may_name(word)}
-        heads = {name.split()[-1] for name in tree if name.split()}
-        by_reply: dict[str, list[str]] = {}
-        for word in sorted(candidates):
-            reply = self._peeker.peek(f"examine {word}")
-            if self._recognized(" ".join(reply.split())):
-                by_reply.setdefault(reply, []).append(word)
-        chosen = [min(same, key=lambda word: self._name_rank(word, heads)) for same in by_reply.values()]
-        held = {name for name, same in zip(chosen, by_reply.values(), strict=True) if carried_words.intersection(same)}
-        return sorted(chosen), held
+    def _learn(self, tried: set[int], useful: set[Filling]) -> tuple[set[int], set[Filling]]:
+        new = tried - self.known.tried, useful - self.known.useful
+        self.known.tried |= tried
+        self.known.useful |= useful
+        return new
 
-    def _may_name(self, word: str) -> bool:
-        return word not in _FUNCTION_WORDS and word[: self._word_length] in self._objects
-
-    def _name_rank(self, word: str, heads: set[str]) -> tuple[bool, bool, int, str]:
-        return (word not in heads, word[: self._word_length] not in self._nouns, len(word), word)
-
-    def _tree_names(self) -> tuple[set[str], set[str]]:
-        """Words in the names of the objects around the player, and of those inside the player."""
-        objects = self._game.get_world_objects()
-        player = self._game.player_obj_num
-        parent = objects[player].parent
-        around = _below(objects, parent, {player})
-        inside = _below(objects, player, set())
-        names = {number: _words([objects[number].name]) for number in around | inside}
-        held = {word for number in inside for word in names[number]}
-        return {word for words in names.values() for word in words}, held
-
-    def _fill(self, names: Sequence[str], held: set[str]) -> list[str]:
-        nothing, one, two = self._templates
-        actions = list(nothing)
-        actions += [template.replace("OBJ", name) for template in one for name in (*names, "all")]
-        pairs = [(a, b) for a in names for b in names if a != b]
-        near = [(a, b) for a, b in pairs if a in held or b in held]
-        for template in two:
-            free = self._exact or template.split()[0] in FREE_VERBS
-            actions += [template.replace("OBJ", a, 1).replace("OBJ", b, 1) for a, b in (pairs if free else near)]
-        return list(dict.fromkeys(actions))
+    def _count_audit(self, effects: Iterable[Sequence[str]], candidates: dict[str, Filling]) -> None:
+        found = [any(action in candidates for action in actions) for actions in effects]
+        self.counts.update(audits=1, audit_effects=len(found), audit_found=sum(found))
 
 
-def _by_holes(templates: Iterable[str]) -> list[list[str]]:
-    groups: list[list[str]] = [[], [], []]
-    for template in dict.fromkeys(templates):
-        groups[template.count("OBJ")].append(template)
-    return groups
+def _verb_counts() -> dict[str, int]:
+    """How often each verb occurs in the transcripts of ClubFloyd, people playing together; comes with Jericho."""
+    from jericho import util
 
-
-def _words(texts: Iterable[str]) -> list[str]:
-    return [word for text in texts for word in _WORD.findall(text.lower())]
-
-
-def _below(objects: Any, root: int, without: set[int]) -> set[int]:
-    """Numbers of all objects inside an object, at any depth."""
-    found: set[int] = set()
-    waiting = [objects[root].child] if 0 < root < len(objects) else []
-    while waiting:
-        number = waiting.pop()
-        if not 0 < number < len(objects) or number in found:
-            continue
-        found.add(number)
-        waiting += [objects[number].child, objects[number].sibling]
-    return found - without
+    util.verb_usage_count("look")  # reads the file
+    return util.clubfloyd_verb_counts

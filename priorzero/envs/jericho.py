@@ -7,8 +7,6 @@ imported in worker processes only, inside functions.
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import gymnasium
 
+from priorzero.envs.action_cache import ActionCache, CacheConfig
 from priorzero.envs.actions import ActionFinder
 from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, tidy
 from priorzero.envs.stories import StoryError, check_story, find_story
@@ -31,11 +30,14 @@ class JerichoSpec:
         story: path of the story file.
         max_steps: step limit of an episode.
         observe: which parts of the observation to fill.
-        valid_actions: "exact" fills every template of the game with every pair of objects; "fast" leaves out pairs of
-            which nothing is carried and rare verbs with two objects; "none" looks for no actions, which suits replays.
-        valid_actions_cache: how many states keep their valid actions; 0 computes them at every step. The key is the
-            world hash with the room and the inventory, which leaves out hidden timers: about 1 % of the actions of a
-            late state may then be missing or without effect.
+        valid_actions: "exact" fills every template of the game with every pair of objects in every state; "fast" fills
+            again only what worked before or was not tried yet in the objects' condition; "none" looks for no actions,
+            which suits replays. What "fast" finds in a state may grow as it learns; see `priorzero.envs.templates`.
+        valid_actions_cache: how many states keep their valid actions in memory; 0 keeps none there.
+        valid_actions_folder: folder of the file that shares them between processes and runs; None for no file.
+        valid_actions_entries: how many states that file keeps.
+        valid_actions_audit: share of the searches of "fast" that are exact, to count what the others miss.
+        valid_actions_refresh: share of the remembered answers that are computed again, to count how many changed.
 
     Raises:
         EnvError: for a value out of range.
@@ -46,14 +48,26 @@ class JerichoSpec:
     observe: tuple[str, ...] = PARTS
     valid_actions: str = "fast"
     valid_actions_cache: int = 100_000
+    valid_actions_folder: str | None = None
+    valid_actions_entries: int = 1_000_000
+    valid_actions_audit: float = 0.01
+    valid_actions_refresh: float = 0.01
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "observe", check_common(self.observe, self.max_steps))
         object.__setattr__(self, "story", str(Path(self.story).absolute()))
         if self.valid_actions not in SEARCHES:
             raise EnvError(f"valid_actions={self.valid_actions!r} is not valid: choose one of {', '.join(SEARCHES)}.")
-        if self.valid_actions_cache < 0:
-            raise EnvError(f"valid_actions_cache={self.valid_actions_cache} is not valid: it must be 0 or more.")
+        if self.valid_actions_folder is not None:
+            object.__setattr__(self, "valid_actions_folder", str(Path(self.valid_actions_folder).absolute()))
+        for name, least in (("cache", 0), ("entries", 1)):
+            value = getattr(self, f"valid_actions_{name}")
+            if value < least:
+                raise EnvError(f"valid_actions_{name}={value} is not valid: it must be {least} or more.")
+        for name in ("audit", "refresh"):
+            share = getattr(self, f"valid_actions_{name}")
+            if not 0 <= share <= 1:
+                raise EnvError(f"valid_actions_{name}={share} is not valid: it must be from 0 to 1.")
 
     @property
     def name(self) -> str:
@@ -70,8 +84,7 @@ def jericho_games(
     folders: Sequence[str | Path],
     max_steps: int,
     observe: Sequence[str] = PARTS,
-    valid_actions: str = "fast",
-    valid_actions_cache: int = 100_000,
+    **options: Any,
 ) -> GameSet:
     """One story file; its episodes differ by their seeds, and there is no other game to hold out.
 
@@ -80,15 +93,14 @@ def jericho_games(
         folders: where story files lie, in order.
         max_steps: step limit of an episode.
         observe: which parts of the observation to fill.
-        valid_actions: how they are found; see `JerichoSpec`.
-        valid_actions_cache: how many states keep theirs; see `JerichoSpec`.
+        options: how the valid actions are found and kept: the other attributes of `JerichoSpec`, by name.
 
     Raises:
         StoryError: if the story file is missing or not playable.
         EnvError: for an option that `JerichoSpec` refuses.
     """
     path = str(find_story(story_file, folders))
-    spec = JerichoSpec(path, max_steps, tuple(observe), valid_actions, valid_actions_cache)
+    spec = JerichoSpec(path, max_steps, tuple(observe), **options)
     return GameSet(train=(spec,), heldout=())
 
 
@@ -103,17 +115,16 @@ class JerichoEnv(TextGame):
 
     def __init__(self, spec: JerichoSpec) -> None:
         self._game = _open(spec.story)
-        exact = spec.valid_actions == "exact"
-        self._finder = None if spec.valid_actions == "none" else ActionFinder(self, self._game, exact)
+        self._actions = None if spec.valid_actions == "none" else self._action_cache(spec)
         self._observe = spec.observe
-        self._cache: OrderedDict[bytes, tuple[str, ...]] = OrderedDict()
-        self._cache_size = spec.valid_actions_cache
         self._room = self._carried = self._hash = ""
         super().__init__(spec, self._game.get_max_score())
 
     def close(self) -> None:
         """Closes the game; safe to call twice. A closed game cannot be stepped until it is reset."""
         self._game.close()
+        if self._actions is not None:
+            self._actions.close()
         self._last = None
 
     def peek(self, command: str) -> str:
@@ -147,19 +158,28 @@ class JerichoEnv(TextGame):
         return Reply((feedback, look, inventory), float(game.get_score()), terminated)
 
     def _valid_actions(self) -> list[str]:
-        if self._finder is None:
+        if self._actions is None:
             return []
-        seen = "\0".join((self._hash, self._room, self._carried)).encode()
-        key = hashlib.blake2b(seen, digest_size=16).digest()
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return list(self._cache[key])
-        found = tuple(map(sys.intern, self._finder.find(self._room, self._carried)))
-        if self._cache_size:
-            self._cache[key] = found
-            if len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return list(found)
+        return list(self._actions.find(self._hash, self._room, self._carried))
+
+    def _info(self, reply: Reply) -> dict[str, Any]:
+        """Adds ``info["counts"]``: what was counted since the last info, so that sums over workers stay right."""
+        info = super()._info(reply)
+        if self._actions is None:
+            return info | {"counts": {}}
+        counts = dict(self._actions.counts)
+        self._actions.counts.clear()
+        return info | {"counts": counts}
+
+    def _action_cache(self, spec: JerichoSpec) -> ActionCache:
+        finder = ActionFinder(self, self._game, spec.valid_actions == "exact", spec.valid_actions_audit)
+        config = CacheConfig(
+            memory=spec.valid_actions_cache,
+            folder=spec.valid_actions_folder or "",
+            entries=spec.valid_actions_entries,
+            refresh=spec.valid_actions_refresh,
+        )
+        return ActionCache(finder, config, _md5(spec.story) + spec.valid_actions.encode())
 
     def _world_hash(self) -> str:
         return self._hash
@@ -174,12 +194,16 @@ def _open(story: str) -> Any:
     from jericho.defines import BINDINGS_DICT
 
     check_story(story)
-    if hashlib.md5(Path(story).read_bytes(), usedforsecurity=False).hexdigest() not in BINDINGS_DICT:
+    if _md5(story).hex() not in BINDINGS_DICT:
         raise StoryError(
             f"Jericho has no bindings for {story}: it recognises the contents of a file, and knows other releases of "
             "this game at most. Use the file of the Jericho game suite."
         )
     return jericho.FrotzEnv(story)
+
+
+def _md5(story: str) -> bytes:
+    return hashlib.md5(Path(story).read_bytes(), usedforsecurity=False).digest()
 
 
 def _world_hash(game: Any) -> str:

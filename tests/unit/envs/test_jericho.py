@@ -20,6 +20,9 @@ def test_spec_is_a_value_named_after_its_file():
         ({"observe": ("smell",)}, "observe"),
         ({"valid_actions": "all"}, "choose one of fast, exact, none"),
         ({"valid_actions_cache": -1}, "valid_actions_cache=-1"),
+        ({"valid_actions_entries": 0}, "valid_actions_entries=0"),
+        ({"valid_actions_audit": 1.5}, "valid_actions_audit=1.5"),
+        ({"valid_actions_refresh": -0.1}, "valid_actions_refresh=-0.1"),
     ],
 )
 def test_options_are_checked(options: dict, message: str):
