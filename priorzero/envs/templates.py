@@ -16,7 +16,7 @@ from typing import NamedTuple
 from priorzero.envs.sanitise import action_fault
 
 HOLE = "OBJ"
-MATURE = 2000  # digests known, from which on a template that never worked gets only words that never met before
+MATURE = 2000  # digests known, from which on less is tried again
 ALL = "all"  # games understand it in place of one object
 # Prepositions that old games cut to six letters; verbs are completed from Jericho's counts of use.
 _LONG_PREPOSITIONS = ("around", "behind", "beneath", "between", "against", "outside", "through", "toward", "underneath")
@@ -99,7 +99,7 @@ class Templates:
             new = always or thing.spot not in known.tried
             for template in self.single if new else proven:
                 actions.setdefault(template.replace(HOLE, thing.name), Filling(template, thing.name))
-        partners = _Partners(known.useful)
+        partners = _Partners(known.useful, strict=len(known.tried) >= MATURE)
         for a, b in _pairs(things):
             for template in self._for_pair(a, b, known, partners) if not always else self.double:
                 action = template.replace(HOLE, a.name, 1).replace(HOLE, b.name, 1)
@@ -114,25 +114,34 @@ class Templates:
 
 
 class _Partners:
-    """Which templates are worth filling with two words: those that worked with both, or with one and two others."""
+    """Which templates are worth filling with two words again.
 
-    def __init__(self, useful: Iterable[Filling]) -> None:
+    Those that worked with both; and those that worked with one of them and two others, if ``strict`` only where they
+    worked with the second one as well.
+    """
+
+    def __init__(self, useful: Iterable[Filling], strict: bool) -> None:
+        self._strict = strict
         self._together: dict[tuple[str, str], set[str]] = {}
         count: Counter[tuple[int, str, str]] = Counter()
         for template, first, second in useful:
             if second:
                 self._together.setdefault((first, second), set()).add(template)
                 count.update([(0, first, template), (1, second, template)])
-        self._alone: dict[tuple[int, str], set[str]] = {}
+        self._once: dict[tuple[int, str], set[str]] = {}
+        self._twice: dict[tuple[int, str], set[str]] = {}
         for (hole, word, template), partners in count.items():
+            self._once.setdefault((hole, word), set()).add(template)
             if partners > 1:
-                self._alone.setdefault((hole, word), set()).add(template)
+                self._twice.setdefault((hole, word), set()).add(template)
         self.all_templates = sorted(set().union(*self._together.values()))
 
     def templates(self, first: str, second: str) -> list[str]:
         none: set[str] = set()
-        alone = self._alone.get((0, first), none) | self._alone.get((1, second), none)
-        return sorted(alone | self._together.get((first, second), none))
+        worked = self._twice.get((0, first), none) | self._twice.get((1, second), none)
+        if self._strict:
+            worked &= self._once.get((0, first), none) & self._once.get((1, second), none)
+        return sorted(worked | self._together.get((first, second), none))
 
 
 def tried_digests(things: Sequence[Thing]) -> set[int]:

@@ -54,6 +54,10 @@ def test_a_word_that_worked_with_two_others_is_tried_with_all():
     known.useful.add(Filling("put OBJ in OBJ", "bell", "purse"))
     puts = {action for action in templates().fill(things, known) if action.startswith("put")}
     assert puts == {"put coin in purse", "put bell in purse", "put sack in purse"}
+    known.tried |= set(range(MATURE))  # then the sack must have been put somewhere before
+    assert "put sack in purse" not in templates().fill(things, known)
+    known.useful.add(Filling("put OBJ in OBJ", "sack", "coin"))
+    assert "put sack in purse" in templates().fill(things, known)
 
 
 def test_a_new_condition_is_tried_with_everything_and_a_new_room_with_single_objects():
