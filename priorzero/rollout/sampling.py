@@ -43,8 +43,8 @@ def end_tokens(tokenizer: Any, listed: int | Sequence[int] | None) -> frozenset[
     Raises:
         ValueError: there is none, so that no answer would ever end.
     """
-    listed = listed if isinstance(listed, (list, tuple)) else (listed,)
-    ends = frozenset(int(t) for t in (*listed, tokenizer.eos_token_id) if t is not None)
+    several = (listed,) if listed is None or isinstance(listed, int) else listed
+    ends = frozenset(t for t in (*several, tokenizer.eos_token_id) if t is not None)
     if not ends:
         raise ValueError("the tokenizer names no end-of-turn token: set its eos_token")
     return ends
