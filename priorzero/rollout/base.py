@@ -51,7 +51,10 @@ class Sampling:
 class TextGenerator(Protocol):
     """Continues prompts. One call at a time computes; calls from several threads wait for each other."""
 
-    version: int  # policy version of the weights that write; 0 before the first load_weights
+    @property
+    def version(self) -> int:
+        """Policy version of the weights that write; 0 before the first ``load_weights``."""
+        ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, samples: int = 1
