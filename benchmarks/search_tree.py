@@ -2,12 +2,13 @@
 
 Run from the root of the repository, on an idle machine, on one thread: ``python -m benchmarks.search_tree``. Prints
 microseconds for one simulation of the whole batch, making the trees included: the fastest of several samples and
-their median. The first lines say what the first search of a process costs; with an empty ``NUMBA_CACHE_DIR`` that is
-compilation, later it is loading.
+their median; ``--json FILE`` writes them. The first lines say what the first search of a process costs; with an empty
+``NUMBA_CACHE_DIR`` that is compilation, later it is loading.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.timing import write_json
 from priorzero.search import GumbelConfig, SearchConfig, gumbel_search, search
 from priorzero.types import Expansion, Root
 
@@ -71,6 +73,9 @@ def sample_us(run: Callable[[], None], simulations: int) -> list[float]:
 
 def main() -> None:
     """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", default="", help="where to write the rows")
+    path, rows = parser.parse_args().json, []
     write = sys.stdout.write
     algorithms = {"puct": puct, "gumbel": gumbel}
     for name, run in algorithms.items():
@@ -85,7 +90,10 @@ def main() -> None:
                 model = FreeModel(batch, actions, simulations)
                 us = sample_us(lambda run=run, model=model, n=simulations: run(model, n), simulations)
                 row = f"{name:8}{actions:>4}{simulations:>6}{batch:>6}"
+                case = {"search": name, "actions": actions, "simulations": simulations, "B": batch}
+                rows.append({**case, "us_min": min(us), "us_median": statistics.median(us)})
                 write(f"{row}{min(us):>10.1f}{statistics.median(us):>10.1f}\n")
+    write_json(path, rows)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 """Batched tree search over a model given as a protocol; knows no network and no text."""
 
 from priorzero.search.gumbel import GumbelConfig, GumbelResult, gumbel_search
+from priorzero.search.reanalyse import Reanalysis, StoredStates, reanalyse
 from priorzero.search.root import add_noise, choose, entropy_weight, masked_softmax, mix_priors
-from priorzero.search.search import Model, SearchConfig, search
+from priorzero.search.search import Model, SearchConfig, TreeModel, search
 
 __all__ = [
     "GumbelConfig",
     "GumbelResult",
     "Model",
+    "Reanalysis",
     "SearchConfig",
+    "StoredStates",
+    "TreeModel",
     "add_noise",
     "choose",
     "entropy_weight",
     "gumbel_search",
     "masked_softmax",
     "mix_priors",
+    "reanalyse",
     "search",
 ]

@@ -92,7 +92,6 @@ class DeviceEngine:
         rows, width = root.actions.shape
         out = self._session.grow(root, rule, simulations, noise)[:rows]
         if out[:, -1].any():
-            self._sessions.clear()  # what is not finite would stay in the pool
             row = int(out[:, -1].argmax())
             raise ValueError(f"row {row}: the world model's rewards or values are not finite, or it offers no action")
         wide = (out.shape[1] - 2) // 2
@@ -121,7 +120,7 @@ class Session:
         nodes = sizes.simulations + 1
         dim = self.net.width // self.heads
         shape = (self.net.layers, 2, rows, self.heads, sizes.slots, dim)
-        self._pool = torch.zeros(shape, dtype=self.net.dtype, device=self.device)  # hidden slots must be finite
+        self._pool = torch.zeros(shape, dtype=self.net.dtype, device=self.device)
         self._seen = torch.zeros(rows, nodes, sizes.slots, dtype=torch.bool, device=self.device)
         self._position = torch.zeros(rows, nodes, dtype=integer, device=self.device)
         self._slot_position = torch.zeros(rows, sizes.slots, dtype=integer, device=self.device)
@@ -155,6 +154,7 @@ class Session:
         latent = self.net.encode(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2])
         index = self._slot[:tokens]
         real = index >= tokens - (2 * self._length.tensor - 1).unsqueeze(1)
+        self._pool[..., tokens:, :] = 0.0  # what an earlier search left is hidden, but must be finite
         self._seen[:, 0] = False
         self._seen[:, 0, :tokens] = real
         self._slot_position[:, :tokens] = index

@@ -143,7 +143,7 @@ class DeviceTree:
         taken = counts > 0
         total = self.visits - 1
         mean = (q.sum(2) / taken.sum(2).clamp(min=1)).unsqueeze(2)
-        score = self.probs * self._exploration[total.clamp(min=0)].unsqueeze(2) / (1 + counts)
+        score = self.probs * self._exploration[total.clamp(0, len(rule.exploration) - 1)].unsqueeze(2) / (1 + counts)
         score = score + torch.where(total.unsqueeze(2) > 0, (torch.where(taken, q, mean) - low) / span, 0.0)
         return score.masked_fill(self.actions < 0, -math.inf).argmax(2)
 

@@ -47,20 +47,23 @@ class Replay(Generic[T]):
 
     def __init__(self, function: Callable[[], T], device: torch.device, reset: Callable[[], None]) -> None:
         self._function, self._graph = function, None
-        if device.type != "cuda":
-            return
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self._record(reset)
+
+    def _record(self, reset: Callable[[], None]) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 reset()
-                function()
+                self._function()
             reset()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # other threads may train on the device at the same time: only this one is held to the rules of recording
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._out = function()
+            self._out = self._function()
 
     def __call__(self) -> T:
         """Replays, or runs the function."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from priorzero.world_model.kernels import UNSIGNED_ZERO, quantize_rows, rescale, rescale_and_add
 
+PACK_FROM = 2**16  # elements of a matrix from which the packed layout pays for the slower call
 PRECISIONS = ("float32", "bfloat16", "int8")
 
 
@@ -146,7 +147,14 @@ def freeze(parts: Sequence[nn.Linear], precision: str, device: torch.device, *, 
         if "onednn" not in torch.backends.quantized.supported_engines:
             raise ValueError("precision int8 needs a torch built with oneDNN, and this one is not: take float32")
         return Quantized(parts)
-    if device.type == "cpu" and not in_place and precision == "float32" and torch.backends.mkldnn.is_available():
+    large = sum(part.weight.numel() for part in parts) >= PACK_FROM
+    if (
+        large
+        and device.type == "cpu"
+        and not in_place
+        and precision == "float32"
+        and torch.backends.mkldnn.is_available()
+    ):
         return Packed(parts)
     return Dense(parts, getattr(torch, precision), device)
 

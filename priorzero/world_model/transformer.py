@@ -1,19 +1,14 @@
-"""A causal transformer with rotary positions, for whole sequences and for one token at a time.
+"""A causal transformer with rotary positions, as it is trained: on whole sequences.
 
-Both ways give the same numbers. ``forward`` runs a sequence; ``step`` runs one token per row against keys and values
-that the caller keeps wherever it likes (`planner.py` keeps them in one pool indexed by tree node).
+Search runs it one token at a time, against keys and values kept from before: see `frozen.py`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# store(layer, key, value) -> (keys, values): puts away this token's [B, heads, d] and returns all [B, W, heads, d]
-Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -85,7 +80,8 @@ class Transformer(nn.Module):
             every: outputs are wanted at tokens 0, ``every``, 2 ``every``, ... only; the last block spares the others.
 
         Returns:
-            Outputs [B, ceil(L / every), D], and for each block the rotated keys and the values [B, L, heads, D / heads].
+            Outputs [B, ceil(L / every), D], and for each block the rotated keys and the values, each
+            [B, L, heads, D / heads].
 
         Raises:
             ValueError: the sequence is longer than ``max_positions``.
@@ -108,26 +104,6 @@ class Transformer(nn.Module):
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
             x = block.finish(x, attended.transpose(1, 2).flatten(-2))
         return self.norm(x), kept
-
-    def step(self, x: Tensor, position: Tensor, store: Store, bias: Tensor) -> Tensor:
-        """Run one token per row.
-
-        Args:
-            x: tokens [B, D].
-            position: [B] int64, positions of the tokens in their own sequences.
-            store: keeps this token's keys and values and returns those it may see, its own among them.
-            bias: [B, W] added to the attention scores, 0 where visible and very negative elsewhere.
-
-        Returns:
-            Outputs [B, D].
-        """
-        rotation, mask = self.rotary(position), bias[:, None, None]
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.project(x, rotation)
-            keys, values = (t.transpose(1, 2) for t in store(i, k, v))
-            attended = F.scaled_dot_product_attention(q.unsqueeze(2), keys, values, attn_mask=mask)
-            x = block.finish(x, attended.flatten(1))
-        return self.norm(x)
 
     def mask(self, position: Tensor, real: Tensor | None) -> Tensor:
         """Who may see whom in whole sequences: [L, L], or [B, 1, L, L] with ``real`` [B, L]; True where seen."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from priorzero.types import Context, Expansion
 from priorzero.world_model.model import UniZero, interleave
-from priorzero.world_model.planner import Planner, PlannerConfig, RootPrediction
+from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig, RootPrediction
 
 STEPS, SIMULATIONS, VOCABULARY = 4, 10, 7
 CONFIG = PlannerConfig(context_steps=STEPS, top_k=VOCABULARY, simulations=SIMULATIONS)
@@ -52,9 +52,10 @@ def run_search(
     rows: list[int] | None = None,
     known: np.ndarray | None = None,
     config: PlannerConfig = CONFIG,
+    kind: Callable[..., Planner] = Planner,
 ) -> tuple[RootPrediction, list[Expansion]]:
     rows = [0, 1, 2] if rows is None else rows
-    planner = Planner(model, config)
+    planner = kind(model, config, device="cpu")
     planner.set_actions(vectors())
     known = np.ones((3, VOCABULARY), bool) if known is None else known
     part = Context(context.vectors[rows], context.actions[rows], context.length[rows])
@@ -87,14 +88,15 @@ def path_to(node: int, row: int, taken: np.ndarray) -> list[int]:
     return path[::-1]
 
 
+@pytest.mark.parametrize("kind", [Planner, DevicePlanner])
 @pytest.mark.parametrize("latent_norm", ["simnorm", "layernorm"])
 @pytest.mark.parametrize("window_steps", [1, 2, 5, 30])  # the context has 7 tokens, the deepest path adds 20
 def test_every_node_equals_the_whole_sequence(
-    make_model: Callable[..., UniZero], window_steps: int, latent_norm: str
+    make_model: Callable[..., UniZero], window_steps: int, latent_norm: str, kind: Callable[..., Planner]
 ) -> None:
     model = make_model(window_steps=window_steps, latent_norm=latent_norm).eval()
     context, taken = make_context(), taken_actions()
-    root, expansions = run_search(model, context, taken)
+    root, expansions = run_search(model, context, taken, kind=kind)
     for row in range(3):
         _, value, logits = run_plainly(model, context, row, [])
         valid = [a for a in valid_actions()[row] if a >= 0]

@@ -79,23 +79,6 @@ def test_rows_are_padded_each_for_itself() -> None:
     torch.testing.assert_close(out[1, 4:], net(x[1:, 4:])[0][0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("window", [3, 100])
-def test_steps_equal_the_whole_sequence(window: int) -> None:
-    net, x = make(window, layers=2), tokens(8)
-    kept: list[list[tuple[Tensor, Tensor]]] = [[], []]
-
-    def store(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        kept[layer].append((key, value))
-        keys, values = zip(*kept[layer][-window:], strict=True)
-        return torch.stack(keys, 1), torch.stack(values, 1)
-
-    outs = []
-    for i in range(8):
-        bias = torch.zeros(2, min(i + 1, window))
-        outs.append(net.step(x[:, i], torch.full((2,), i), store, bias))
-    torch.testing.assert_close(torch.stack(outs, 1), net(x)[0], atol=1e-5, rtol=1e-5)
-
-
 def test_dropout_only_in_training() -> None:
     net, x = make(dropout=0.5), tokens(4)
     assert not torch.equal(net(x)[0], net(x)[0])
@@ -110,3 +93,12 @@ def test_refusals() -> None:
         Transformer(width=8, layers=1, heads=8, dropout=0.0, window=4, max_positions=8)
     with pytest.raises(ValueError, match="33 tokens, but max_positions is 32"):
         make()(tokens(33))
+
+
+@pytest.mark.parametrize("length", [6, 7])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_outputs_at_every_second_token(length: int, layers: int) -> None:
+    net, x = make(layers=layers), tokens(length)
+    real = torch.tensor([[False, False] + [True] * (length - 2), [True] * length])
+    torch.testing.assert_close(net(x, every=2)[0], net(x)[0][:, ::2])
+    torch.testing.assert_close(net(x, real, every=2)[0], net(x, real)[0][:, ::2])
