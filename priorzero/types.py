@@ -255,6 +255,15 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
+class Imagined:
+    """What the world model expects of an action."""
+
+    reward: float  # of the step, in points of the game
+    value: float  # of the state that it leads to, in points
+    likely_actions: tuple[str, ...]  # there, most likely first
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a reward judges."""
 
@@ -344,3 +353,23 @@ class PolicyBatch(TensorRecord):
     advantage: Tensor  # [B] float, of the played action
     behaviour_logprobs: Tensor  # [B] float, log-probability of the played action when it was played
     weight: Tensor  # [B] float, 0 for padding samples
+
+
+@dataclass(frozen=True)
+class TokenBatch(TensorRecord):
+    """A micro-batch of ``N`` generated samples with at most ``L`` tokens after their prompts.
+
+    [N, L] fields count from the end of the prompt; what the model did not write is False in ``mask`` and 0 elsewhere.
+    """
+
+    packed: PackedPrompts  # samples of one prompt are its candidates; only written tokens are scored
+    place: Tensor  # [M] int64: where each scored token lies in the flattened [N, L]
+    mask: Tensor  # [N, L] bool: written, and trained
+    rollout_logprobs: Tensor  # [N, L] float, as sampled
+    old_logprobs: Tensor  # [N, L] float, of the trainer before the update
+    advantages: Tensor  # [N, L] float
+    ref_logprobs: Tensor | None  # [N, L] float, of the initial model; None without a KL
+    old_values: Tensor | None  # [N, L] float, of the critic before the update; None without a critic
+    returns: Tensor | None  # [N, L] float, targets of the critic
+    tokens: int  # trained tokens of the whole update, over all micro-batches
+    sequences: int  # samples with any

@@ -18,6 +18,7 @@ from priorzero.app.learners import Learner, build_learners
 from priorzero.app.models import build_models, plain
 from priorzero.app.refusals import check_config, refusing
 from priorzero.app.schedule import Round, rounds
+from priorzero.app.tokens import learns_from_answers
 from priorzero.callbacks.collector import Collector, CollectorConfig
 from priorzero.callbacks.evaluation import Evaluation, EvaluationConfig
 from priorzero.callbacks.rounds import GracefulStop, LiveProgress
@@ -108,6 +109,11 @@ def _build(cfg: DictConfig, schedule: list[Round], games: GameSet) -> Run:
     return run
 
 
+def plays(cfg: DictConfig) -> bool:
+    """Whether games are collected: not where a language model alone learns from a file of prompts."""
+    return not (cfg.schedule.mode == "llm" and learns_from_answers(cfg) and cfg.experience.prompt_file)
+
+
 def build_replay(cfg: DictConfig) -> Replay:
     """An empty replay."""
     return Replay(
@@ -147,6 +153,7 @@ def build_collector(
         kind=cfg.collector.kind,
         env_steps_per_round=cfg.collector.env_steps_per_round,
         finish_first=cfg.schedule.mode != "world_model" and cfg.data.advantage == "returns",
+        plays=plays(cfg),
     )
     return Collector(actor, replay, limiter, mailbox, kind)
 

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from priorzero.app.models import Models
+from priorzero.app.tokens import build_token_module, build_token_stream, learns_from_answers
 from priorzero.callbacks.rounds import RoundReport
 from priorzero.callbacks.weights import WeightSync
 from priorzero.data.collate import world_model_batch
@@ -26,6 +27,7 @@ from priorzero.data.streams import (
     WorldModelDataConfig,
     WorldModelStream,
 )
+from priorzero.policy.language_module import LanguageModule
 from priorzero.policy.load import LanguageModel
 from priorzero.policy.module import PolicyModule
 from priorzero.policy.packing import pack
@@ -64,12 +66,21 @@ def build_learners(run: Run, models: Models) -> None:
     if "policy" in trained:
         if models.language_model is None:
             raise ValueError(f"mode={cfg.schedule.mode} trains a language model, and none was loaded")
-        policy = PolicyModule(
-            models.language_model, loss=instantiate(cfg.objective), optim=instantiate(cfg.policy_optim)
-        )
-        stream = build_policy_stream(run, models.language_model, world_model, limited=trained == {"policy"})
+        policy, stream = build_policy(run, models.language_model, world_model, limited=trained == {"policy"})
         evaluates = cfg.schedule.mode in ("llm", "sequential")  # elsewhere the world model's rounds come soon after
         run.learners["policy"] = build_learner(run, "policy", policy, stream, evaluates=evaluates)
+
+
+def build_policy(
+    run: Run, language_model: LanguageModel, world_model: WorldModelModule, *, limited: bool
+) -> tuple[LanguageModule, Stream]:
+    """The language model under its module, with the samples that its objective trains on."""
+    cfg = run.cfg
+    if learns_from_answers(cfg):
+        writer = build_token_module(cfg, language_model)
+        return writer, build_token_stream(run, writer, language_model)
+    chooser = PolicyModule(language_model, loss=instantiate(cfg.objective), optim=instantiate(cfg.policy_optim))
+    return chooser, build_policy_stream(run, language_model, world_model, limited=limited)
 
 
 def build_learner(
@@ -131,6 +142,9 @@ def build_trainer(run: Run, name: str) -> lightning.Trainer:
     t, data, policy = run.cfg.trainer, run.cfg.data, name == "policy"
     accumulate = data.policy_accumulate if policy else 1
     updates = data.policy_updates_per_round if policy else data.updates_per_round
+    if policy and learns_from_answers(run.cfg):
+        experience = run.cfg.experience
+        accumulate, updates = experience.micro_batches, experience.epochs * experience.updates
     sync = WeightSync(run.mailbox, name, None if policy else t.sync_every_updates)
     callbacks: list[Callback] = [RoundReport(run.collector, name, run.progress), run.collector, sync, run.stop]
     return lightning.Trainer(

@@ -80,20 +80,20 @@ def build_llm(cfg: DictConfig) -> tuple[LanguageModel | None, Prior | None]:
     """The language model to be trained, and a prior with a copy of its own."""
     if cfg.llm.source is None:
         return None, None
-    lora = instantiate(cfg.llm.peft) if cfg.llm.peft else None
-
-    def load() -> LanguageModel:
-        torch.manual_seed(cfg.seed)  # both copies start with the same adapters
-        return load_llm(
-            cfg.llm.source,
-            dtype=cfg.llm.dtype,
-            device=cfg.trainer.device,
-            attn_implementation=cfg.llm.attn_implementation,
-            lora=lora,
-            gradient_checkpointing=cfg.llm.gradient_checkpointing,
-        )
-
-    playing = load()
+    playing = load_copy(cfg)
     prior = LLMPrior(playing, PromptBuilder(playing.tokenizer, instantiate(cfg.prompt)), **plain(cfg.prior))
-    trained = load() if cfg.schedule.mode != "world_model" else None
+    trained = load_copy(cfg) if cfg.schedule.mode != "world_model" else None
     return trained, prior
+
+
+def load_copy(cfg: DictConfig) -> LanguageModel:
+    """The language model as it is at the start; every copy has the same adapters."""
+    torch.manual_seed(cfg.seed)
+    return load_llm(
+        cfg.llm.source,
+        dtype=cfg.llm.dtype,
+        device=cfg.trainer.device,
+        attn_implementation=cfg.llm.attn_implementation,
+        lora=instantiate(cfg.llm.peft) if cfg.llm.peft else None,
+        gradient_checkpointing=cfg.llm.gradient_checkpointing,
+    )

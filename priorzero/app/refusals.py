@@ -100,7 +100,7 @@ def _check_mode(cfg: DictConfig) -> None:
             f"strategy={cfg.strategy.name} cannot leave and re-enter training, which mode={mode} does every phase: "
             "use strategy=auto, or mode=sequential or llm"
         )
-    if cfg.collector.policy in ("prior", "random") and mode != "llm" and cfg.objective.sft_weight > 0:
+    if cfg.collector.policy in ("prior", "random") and mode != "llm" and cfg.objective.get("sft_weight", 0) > 0:
         raise ConfigError(
             f"collector.policy={cfg.collector.policy} does not search, so there are no visits to learn from: use "
             "objective=rft, or collector.policy=wm_prior"

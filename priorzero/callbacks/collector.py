@@ -30,6 +30,7 @@ class CollectorConfig:
     kind: str  # inline | thread
     env_steps_per_round: int  # inline: at least so many
     finish_first: bool  # the first update waits for a finished episode: it learns from returns
+    plays: bool = True  # False: training needs no games, and nothing is collected
 
 
 class Collector(lightning.Callback):
@@ -91,6 +92,8 @@ class Collector(lightning.Callback):
     # ---------------------------------------------------------------------------------------------------- callback
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not self.config.plays:
+            return
         if self._thread is None and not self._ready():
             log.info("playing until %d environment steps are stored, before the first update", self.limiter.min_size)
             while not self._ready():
@@ -105,7 +108,7 @@ class Collector(lightning.Callback):
         return finished and self.limiter.inserted >= self.limiter.min_size
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.config.kind == "inline" and self.collecting:
+        if self.config.kind == "inline" and self.collecting and self.config.plays:
             self.play(self.config.env_steps_per_round)
 
     def on_train_batch_end(

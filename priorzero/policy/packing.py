@@ -9,6 +9,7 @@ gives what the same sequence gives alone (up to rounding).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -93,6 +94,48 @@ class TreeRow:
             self._path.append(len(self.tokens))
             self.tokens.append(token)
             self.end.append(-1)
+
+
+def pack_samples(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    written: Tensor,
+    pad_id: int,
+    *,
+    row_tokens: int,
+) -> tuple[PackedPrompts, Tensor]:
+    """Lays out ``N`` generated samples; those with equal prompts share it.
+
+    Args:
+        prompts: tokens of each sample's prompt.
+        answers: tokens after it, those of tools included.
+        written: [N, L] bool, the tokens to score: False on the rest and on padding.
+        pad_id: token of the padding.
+        row_tokens: as in ``pack``.
+
+    Returns:
+        The layout, which scores written tokens only, and where each of these lies in the flattened [N, L].
+
+    Raises:
+        ValueError: the numbers of prompts and answers differ, or something is empty.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for n, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(n)
+    members = list(groups.values())
+    packed = pack(list(groups), [[answers[n] for n in group] for group in members], pad_id, row_tokens=row_tokens)
+    most = packed.max_candidates
+    sample = {g * most + j: n for g, group in enumerate(members) for j, n in enumerate(group)}
+    seen = [0] * len(prompts)
+    place = []
+    for slot in packed.score_slot.tolist():  # the tokens of an answer come in their order
+        n = sample[slot]
+        place.append(n * written.shape[1] + seen[n])
+        seen[n] += 1
+    places = torch.tensor(place)
+    kept = written.flatten()[places]
+    scored = {name: getattr(packed, name)[kept] for name in ("score_position", "score_token", "score_slot")}
+    return replace(packed, **scored), places[kept]
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

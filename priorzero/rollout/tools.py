@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from priorzero.rollout.web import ToolError, post_json
 from priorzero.text.parse import normalise
-from priorzero.types import PromptRow
+from priorzero.types import Imagined, PromptRow
 
 SHOWN_ACTIONS = 20  # of the valid actions, in the answer to an action that is not one of them
 
@@ -114,15 +114,6 @@ class SearchTool:
             for number, (title, _, text) in enumerate(contents, 1)
         ]
         return "\n".join(texts) or "Nothing was found."
-
-
-@dataclass(frozen=True, slots=True)
-class Imagined:
-    """What the world model expects of an action."""
-
-    reward: float  # of the step, in points of the game
-    value: float  # of the state that it leads to
-    likely_actions: tuple[str, ...]  # there, most likely first
 
 
 Imagine = Callable[[Sequence[PromptRow], Sequence[str]], Sequence[Imagined]]

@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from priorzero.types import Observation, Situation, Turn
+from priorzero.types import Message, Observation, PromptRow, Situation, Turn
 
 log = logging.getLogger(__name__)
+
+Chat = tuple[Message, ...]
 
 SYSTEM = "You are playing a text adventure game."
 
@@ -137,15 +139,19 @@ class PromptBuilder:
     def text(self, situation: Situation, reasoning: str | None = None) -> str:
         """The prompt as text, as ``prompt`` tokenises it. Same arguments and errors."""
         answer = self._answer_start(reasoning)
-        turns = [self._turn(t, situation.goal) for t in self._recent(situation)]
+        return self._write(self._messages(situation, answer), answer)
 
-        def with_turns(keep: int) -> str:
-            return self._render(situation, turns[len(turns) - keep :], answer)
+    def row(self, situation: Situation) -> PromptRow:
+        """The prompt as a task whose answer the model writes itself, reasoning included where the format has one.
 
-        keep = self._most(with_turns, len(turns))
-        if keep is not None:
-            return with_turns(keep)
-        return self._cut(situation, answer)
+        Answer, data source and ids of the row are the caller's.
+
+        Raises:
+            PromptTooLongError: the prompt does not fit even without history.
+        """
+        opening = self.format.opening or self.format.prefix
+        messages = self._messages(situation, opening)
+        return PromptRow(messages=messages, valid_actions=situation.valid_actions, answer_prefix=opening)
 
     def answers(self, actions: Sequence[str]) -> list[list[int]]:
         """Tokens of each action after the answer prefix, each with the token that ends it.
@@ -154,6 +160,16 @@ class PromptBuilder:
             ValueError: an action is empty, or the tokenizer merges it with the answer prefix.
         """
         return [list(self._answer(action)) for action in actions]
+
+    def _messages(self, situation: Situation, answer: str) -> Chat:
+        """The chat, within the budget."""
+        turns = [self._turn(t, situation.goal) for t in self._recent(situation)]
+
+        def with_turns(keep: int) -> Chat:
+            return self._chat(situation, turns[len(turns) - keep :])
+
+        keep = self._most(with_turns, len(turns), answer)
+        return self._cut(situation, answer) if keep is None else with_turns(keep)
 
     def _recent(self, situation: Situation) -> tuple[Turn, ...]:
         count = min(self.config.history_steps, len(situation.history))
@@ -174,38 +190,45 @@ class PromptBuilder:
         lines = (line for line in template.split("\n") if goal or "{goal}" not in line)
         return "\n".join(lines).replace("{goal}", goal).replace("{format}", self.format.instruction)
 
-    def _render(self, situation: Situation, turns: Sequence[str], answer: str) -> str:
+    def _chat(self, situation: Situation, turns: Sequence[str]) -> Chat:
         goal = squeeze(situation.goal)
         current = _without(observation_text(self._shown(situation.observation)), goal)
         listing = "Valid actions: " + "; ".join(situation.valid_actions) if self.config.show_valid_actions else ""
         user = _lines(self.format.instruction, f"Goal: {goal}" if goal else "", *turns, current, listing)
-        messages = [{"role": "system", "content": self._system(goal)}, {"role": "user", "content": user}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + answer
+        return Message("system", self._system(goal)), Message("user", user)
+
+    def _write(self, messages: Chat, answer: str) -> str:
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + answer
 
     def _shown(self, observation: Observation) -> Observation:
         return observation._replace(**{part: "" for part in Observation._fields if part not in self.config.show})
 
-    def _most(self, render: Callable[[int], str], limit: int) -> int | None:
+    def _most(self, chat: Callable[[int], Chat], limit: int, answer: str) -> int | None:
         """The largest n up to ``limit`` whose text fits into the budget, None where even 0 does not."""
-        if self._fits(render(limit)):
+
+        def too_long(n: int) -> bool:
+            return len(self._encode(self._write(chat(n), answer))) > self.config.max_tokens
+
+        if not too_long(limit):
             return limit
-        fitting = bisect_right(range(limit), False, key=lambda n: not self._fits(render(n)))
+        fitting = bisect_right(range(limit), False, key=too_long)
         return fitting - 1 if fitting else None
 
-    def _cut(self, situation: Situation, answer: str) -> str:
+    def _cut(self, situation: Situation, answer: str) -> Chat:
         """Cut the end of the room description, then of the feedback; the inventory stays whole."""
         observation = self._shown(situation.observation)
         feedback, look = squeeze(observation.feedback).split(" "), squeeze(observation.look).split(" ")
         words = len(feedback) + (0 if " ".join(look) in " ".join(feedback) else len(look))
 
-        def with_words(keep: int) -> str:
+        def with_words(keep: int) -> Chat:
             rest = " ".join(look[: max(0, keep - len(feedback))])
             shortened = observation._replace(feedback=" ".join(feedback[:keep]), look=rest)
-            return self._render(replace(situation, observation=shortened), (), answer)
+            return self._chat(replace(situation, observation=shortened), ())
 
-        keep = self._most(with_words, words) if self.config.truncate_observation else None
+        keep = self._most(with_words, words, answer) if self.config.truncate_observation else None
         if keep is None:
-            needed = len(self._encode(self._render(situation, (), answer)))
+            needed = len(self._encode(self._write(self._chat(situation, ()), answer)))
             raise PromptTooLongError(
                 f"the current observation needs a prompt of {needed} tokens without any history, and the budget is "
                 f"{self.config.max_tokens}: raise max_tokens of the prompt, or set truncate_observation"
@@ -215,9 +238,6 @@ class PromptBuilder:
         if self.truncated.bit_count() == 1:  # at 1, 2, 4, 8, ...
             log.warning("cut an observation to %d of its %d words in a prompt (%d so far)", keep, words, self.truncated)
         return with_words(keep)
-
-    def _fits(self, text: str) -> bool:
-        return len(self._encode(text)) <= self.config.max_tokens
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

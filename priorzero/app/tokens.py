@@ -1,0 +1,290 @@
+"""Builds the learning of a language model from its own answers: prompts, text generation, rewards, advantages."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from priorzero.app.models import load_copy, plain
+from priorzero.collect.imagine import Scene, imagine, scene_of
+from priorzero.data.prompt_budget import PromptBudget, fit_prompts
+from priorzero.data.prompt_source import Extras, FixedPrompts, PlayedPrompts, PromptSource
+from priorzero.data.prompts import read_prompts
+from priorzero.data.token_stream import TokenDataConfig, TokenStream
+from priorzero.policy.experience import Experience, ExperienceConfig, ExperienceMaker, ScoredSamples
+from priorzero.policy.load import LanguageModel
+from priorzero.policy.token_module import TokenModule
+from priorzero.rl.grading import Grader, Grades
+from priorzero.rollout.agent import AgentLoop
+from priorzero.rollout.base import Sampling, TextGenerator
+from priorzero.rollout.dialogue import written_text
+from priorzero.rollout.probe import WeightProbe, answer_scorer
+from priorzero.rollout.retry import RetryingGenerator
+from priorzero.text.chat import row_tokens
+from priorzero.text.parse import parse_answer
+from priorzero.text.prompt import PromptBuilder
+from priorzero.types import Answer, Dialogue, Imagined, Message, PromptRow, Segment
+
+if TYPE_CHECKING:
+    from priorzero.app.build import Run
+
+log = logging.getLogger(__name__)
+
+IMAGINED_AT_ONCE = 256  # actions in one batch of the world model
+
+
+def learns_from_answers(cfg: DictConfig) -> bool:
+    """Whether the objective trains on text that the model wrote (PPO, GRPO), not on scores of candidates."""
+    return str(cfg.objective["_target_"]).endswith("TokenObjective")
+
+
+def build_token_module(cfg: DictConfig, language_model: LanguageModel) -> TokenModule:
+    """The language model under its Trainer, with its critic."""
+    objective = instantiate(cfg.objective, _convert_="object")
+    critic = load_copy(cfg) if objective.critic == "own" else None
+    return TokenModule(
+        language_model,
+        critic,
+        objective=objective,
+        optim=instantiate(cfg.policy_optim),
+        temperature=cfg.rollout.sampling.temperature,
+    )
+
+
+def build_token_stream(run: Run, module: TokenModule, language_model: LanguageModel) -> TokenStream:
+    """The stream of a `TokenModule`: prompts from a file or from the replay, answers by the rollout backend."""
+    cfg = run.cfg
+    source = build_prompt_source(run, language_model.tokenizer)
+    rollouts = Rollouts(run, module, language_model)
+    keys = ("prompts", "epochs", "updates", "micro_batches", "row_tokens")
+    config = TokenDataConfig(**{key: cfg.experience[key] for key in keys})
+    return TokenStream(source, rollouts.make, config, pad_id=language_model.pad_id, seed=cfg.seed)
+
+
+def build_prompt_source(run: Run, tokenizer: Any) -> PromptSource:
+    """A file of prompts where one is named, else the newest steps of the replay."""
+    cfg = run.cfg.experience
+    if cfg.prompt_file is not None:
+        rows = read_prompts(cfg.prompt_file, plain(cfg.columns))
+        fitted = fit_prompts(rows, tokenizer, PromptBudget(max_tokens=cfg.max_prompt_tokens, overlong=cfg.overlong))
+        return FixedPrompts(fitted.rows, run.cfg.seed)
+    builder = PromptBuilder(tokenizer, instantiate(run.cfg.prompt))
+    return PlayedPrompts(
+        run.replay, builder, newest_steps=run.cfg.data.newest_steps, seed=run.cfg.seed, extras=scenes(run)
+    )
+
+
+def build_generator(cfg: DictConfig) -> TextGenerator:
+    """The rollout backend, with weights of its own."""
+    if cfg.rollout.backend == "vllm":
+        from priorzero.rollout.vllm_backend import VLLMGenerator
+
+        lora = instantiate(cfg.llm.peft) if cfg.llm.peft else None
+        generator = VLLMGenerator(cfg.llm.source, instantiate(cfg.rollout.generator.engine), lora)
+    else:
+        from priorzero.rollout.transformers_backend import TransformersGenerator
+
+        generator = TransformersGenerator(load_copy(cfg), **plain(cfg.rollout.generator))
+    return RetryingGenerator(generator, instantiate(cfg.rollout.retry))
+
+
+class Rollouts:
+    """Writes answers with the newest weights, has them judged, and makes experience of them.
+
+    Args:
+        run: whose configuration, folder and loggers.
+        module: the trained model.
+        language_model: its tokenizer and padding.
+    """
+
+    def __init__(self, run: Run, module: TokenModule, language_model: LanguageModel) -> None:
+        cfg = run.cfg
+        self.run, self.module, self.tokenizer = run, module, language_model.tokenizer
+        self.generator = build_generator(cfg)
+        tools = [instantiate(tool, **given(run, tool)) for tool in cfg.tool.values()]
+        self.loop = AgentLoop(
+            self.generator, self.tokenizer, tools, instantiate(cfg.agent.loop), instantiate(cfg.agent.calls)
+        )
+        self.loop.check()
+        self.sampling: Sampling = instantiate(cfg.rollout.sampling, _convert_="all")
+        self.grader: Grader = instantiate(cfg.reward, rewards=injected(self))
+        config = ExperienceConfig(
+            row_tokens=cfg.experience.row_tokens,
+            score_tokens=cfg.experience.score_tokens,
+            reward_limit=cfg.experience.reward_limit,
+        )
+        self.maker = ExperienceMaker(module, instantiate(cfg.advantage), config, language_model.pad_id)
+        self._steps = cfg.agent.loop.mode == "step"
+        self._version = -1
+        self._probe: WeightProbe | None = None
+        self._score = answer_scorer(language_model.model)
+
+    def make(self, rows: Sequence[PromptRow]) -> Experience:
+        """Answers to ``rows`` as experience; a sample of them goes to ``generations.jsonl``."""
+        told = self._sync(rows)
+        cfg = self.run.cfg
+        episodes = self.loop.run(rows, self.sampling, cfg.rollout.samples_per_prompt)
+        grades = self._grade(episodes)
+        samples = self._samples(episodes, grades)
+        if cfg.experience.greedy_baseline:
+            samples = self._with_baseline(samples, rows)
+        experience, metrics = self.maker.make(samples)
+        told |= metrics | {f"reward/{name}": value for name, value in grades.metrics().items()}
+        told |= counts([d for dialogues in episodes for d in dialogues])
+        self.module.told = told | self.generator.metrics()
+        self._keep(episodes, grades)
+        return experience
+
+    def _sync(self, rows: Sequence[PromptRow]) -> dict[str, float]:
+        """Give the backend the weights that are trained, once for every update, and check that they arrived."""
+        version = self.module.global_step
+        if version == self._version:
+            return {}
+        self.generator.load_weights(self.module.trainable_state(), version)
+        self._version = version
+        if self._probe is None:
+            self._probe = WeightProbe(row_tokens(self.tokenizer, rows[0]), instantiate(self.run.cfg.rollout.probe))
+        return self._probe.check(self.generator, self._score, version)
+
+    # ------------------------------------------------------------------------------------------------------ rewards
+
+    def _grade(self, episodes: Sequence[Sequence[Dialogue]]) -> Grades:
+        """Grade what was said last in each dialogue."""
+        return self.grader([self._answer(dialogues[-1]) for dialogues in episodes])
+
+    def _answer(self, dialogue: Dialogue) -> Answer:
+        text = written_text(self.tokenizer, dialogue)
+        row = dialogue.row
+        action = None
+        if row.valid_actions:
+            action = parse_answer(text, row.valid_actions, self.run.cfg.prompt.format).action
+        return Answer(row, text, action, dialogue.finish)
+
+    def _samples(self, episodes: Sequence[Sequence[Dialogue]], grades: Grades) -> ScoredSamples:
+        """One sample a dialogue, or one a turn; the score of a dialogue is that of its last turn."""
+        last = [turn + 1 == len(dialogues) for dialogues in episodes for turn in range(len(dialogues))]
+        episode = np.repeat(np.arange(len(episodes)), [len(dialogues) for dialogues in episodes])
+        return ScoredSamples(
+            dialogues=[dialogue for dialogues in episodes for dialogue in dialogues],
+            scores=np.where(last, grades.totals[episode], 0.0),
+            scored=grades.scored[episode],
+            episode=episode if self._steps else None,
+        )
+
+    def _with_baseline(self, samples: ScoredSamples, rows: Sequence[PromptRow]) -> ScoredSamples:
+        greedy = self.loop.run(rows, replace(self.sampling, temperature=0.0), 1)
+        grades = self._grade(greedy)
+        score = {row.group_id: total for row, total in zip(rows, grades.totals, strict=True)}
+        baseline = np.array([score[d.row.group_id] for d in samples.dialogues])
+        return replace(samples, baseline=baseline)
+
+    def reply(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+        """What the present model replies to chats, most likely token by most likely token."""
+        prompts = [row_tokens(self.tokenizer, PromptRow(tuple(chat))) for chat in chats]
+        written = self.generator.generate(prompts, replace(self.sampling, temperature=0.0, stop=()), 1)
+        return [self.tokenizer.decode(list(one.tokens), skip_special_tokens=True) for (one,) in written]
+
+    # ---------------------------------------------------------------------------------------------------------- log
+
+    def _keep(self, episodes: Sequence[Sequence[Dialogue]], grades: Grades) -> None:
+        """Write some of the answers down, and show them where the logger has tables."""
+        count = min(self.run.cfg.experience.logged_answers, len(episodes))
+        chosen = np.linspace(0, len(episodes) - 1, count).astype(int)
+        records = [self._record(episodes[i][-1], grades, int(i)) for i in chosen]
+        with (Path(self.run.folder) / "generations.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        for logger in self.run.loggers:
+            if type(logger).__name__ == "WandbLogger" and records:
+                rows = [[str(value) for value in record.values()] for record in records]
+                logger.log_table("rollout/answers", columns=list(records[0]), data=rows)
+
+    def _record(self, dialogue: Dialogue, grades: Grades, i: int) -> dict[str, Any]:
+        parts = {name: float(x[i]) for name, x in grades.parts.items() if not np.isnan(x[i])}
+        return {
+            "update": self.module.global_step,
+            "prompt": dialogue.row.messages[-1].content,
+            "answer": dialogue.row.answer_prefix + dialogue.text,
+            "right": dialogue.row.answer,
+            "reward": float(grades.totals[i]),
+            "parts": parts,
+            "finish": dialogue.finish,
+        }
+
+
+def counts(dialogues: Sequence[Dialogue]) -> dict[str, float]:
+    """Means of what the dialogues counted, and how many were cut or failed."""
+    n = max(len(dialogues), 1)
+    names = {name for dialogue in dialogues for name in dialogue.counts}
+    found = {f"rollout/{name}": sum(d.counts.get(name, 0.0) for d in dialogues) / n for name in sorted(names)}
+    found["rollout/invalid_samples"] = float(sum(not d.valid for d in dialogues))
+    return found
+
+
+# ------------------------------------------------------------------------------------ what rewards and tools get
+
+
+def scenes(run: Run) -> Extras:
+    """The situation of each prompt as the world model sees it; where a reward wants it, the value of its actions."""
+    steps = run.cfg.world_model.context_steps
+    valued = any(str(reward["_target_"]).endswith("SearchValue") for reward in run.cfg.reward.rewards.values())
+
+    def extras(segments: Sequence[Segment], at: Sequence[int]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [
+            {"scene": scene_of(segment, step, steps)} for segment, step in zip(segments, at, strict=True)
+        ]
+        if valued:
+            _add_values(run, found, [segment.valid_actions[step] for segment, step in zip(segments, at, strict=True)])
+        return found
+
+    return extras
+
+
+def _add_values(run: Run, extras: list[dict[str, Any]], valid: Sequence[Sequence[str]]) -> None:
+    asked = [(extra["scene"], action) for extra, actions in zip(extras, valid, strict=True) for action in actions]
+    imagined = iter(_imagine(run, [scene for scene, _ in asked], [action for _, action in asked]))
+    for extra, actions in zip(extras, valid, strict=True):
+        found = {action: next(imagined) for action in actions}
+        extra["action_values"] = {action: i.reward + run.cfg.gamma * i.value for action, i in found.items()}
+
+
+def _imagine(run: Run, scenes: Sequence[Scene], actions: Sequence[str]) -> list[Imagined]:
+    player = run.collector.actor.player
+    with run.collector.paused():  # nobody else searches with the same planner
+        return [
+            found
+            for i in range(0, len(scenes), IMAGINED_AT_ONCE)
+            for found in imagine(
+                player,
+                scenes[i : i + IMAGINED_AT_ONCE],
+                actions[i : i + IMAGINED_AT_ONCE],
+                run.cfg.world_model.context_steps,
+            )
+        ]
+
+
+def given(run: Run, tool: DictConfig) -> dict[str, Any]:
+    """What a tool of the configuration gets from the program: the world model, for `imagine`."""
+    if not str(tool["_target_"]).endswith("ImagineTool"):
+        return {}
+
+    def ask(rows: Sequence[PromptRow], actions: Sequence[str]) -> list[Imagined]:
+        return _imagine(run, [row.extra["scene"] for row in rows], actions)
+
+    return {"imagine": ask}
+
+
+def injected(rollouts: Rollouts) -> dict[str, dict[str, Any]]:
+    """What rewards of the configuration get from the program: the generator, for a model that judges."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, reward in rollouts.run.cfg.reward.rewards.items():
+        if str(reward["_target_"]).endswith("Judge"):
+            found[str(name)] = {"generate": rollouts.reply}
+    return found
