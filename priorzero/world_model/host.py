@@ -25,6 +25,8 @@ class HostEngine:
     """
 
     def __init__(self, model: UniZero, sizes: Sizes, precision: str) -> None:
+        if precision == "bfloat16":
+            raise ValueError("a Planner on a CPU computes in float32 or int8, not in bfloat16")
         self.root_tokens, self.simulations, self.top_k = sizes.root_tokens, sizes.simulations, sizes.top_k
         self.model, self.net = model, FrozenNet(model, precision, torch.device("cpu"), in_place=False)
         self.transformer = model.transformer

@@ -219,3 +219,8 @@ def test_positions_must_suffice(make_model: Callable[..., UniZero]) -> None:
     with pytest.raises(ValueError, match="max_positions is 26, but a context of 4 steps and 10 simulations need 27"):
         Planner(make_model(max_positions=26), CONFIG)
     Planner(make_model(max_positions=27), CONFIG)
+
+
+def test_bfloat16_is_refused_on_a_cpu(make_model: Callable[..., UniZero]) -> None:
+    with pytest.raises(ValueError, match="float32 or int8, not in bfloat16"):
+        Planner(make_model(), CONFIG, precision="bfloat16")
