@@ -46,6 +46,7 @@ class ObjectWords:
         words = game.get_dictionary()
         self._word_length = max(len(word.word) for word in words)
         self._nouns = {word.word for word in words if word.is_noun}
+        self._plurals = {word.word for word in words if word.is_plural}
         self._objects = self._nouns | {word.word for word in words if word.is_adj}
         if not self._objects:  # some dictionaries say nothing of the kinds of words
             self._objects = {word.word for word in words if not (word.is_dir or word.is_meta)}
@@ -70,12 +71,13 @@ class ObjectWords:
         return sorted(found)
 
     def _by_reply(self, words: set[str]) -> list[set[str]]:
-        """Words that the game describes in the same words name the same object."""
-        groups: dict[str, set[str]] = {}
+        """Words that the game describes in the same words name the same object; a plural names all of its kind."""
+        groups: dict[tuple[str, bool], set[str]] = {}
         for word in sorted(words):
             reply = self._peeker.peek(f"examine {word}")
             if self._recognized(" ".join(reply.split())):
-                groups.setdefault(reply, set()).add(word)
+                plural = word[: self._word_length] in self._plurals or word.removesuffix("s") in words - {word}
+                groups.setdefault((reply, plural), set()).add(word)
         return list(groups.values())
 
     def _may_name(self, word: str) -> bool:

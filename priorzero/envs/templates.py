@@ -109,8 +109,8 @@ class Templates:
     def _for_pair(self, a: Thing, b: Thing, known: Experience, partners: _Partners) -> Sequence[str]:
         if pair_digest(a.condition, b.condition) in known.tried:
             return partners.templates(a.name, b.name)
-        strangers = pair_digest(digest(a.name), digest(b.name)) not in known.tried
-        return self.double if strangers or len(known.tried) < MATURE else partners.all_templates
+        fresh = ALL in (a.name, b.name) or pair_digest(digest(a.name), digest(b.name)) not in known.tried
+        return self.double if fresh or len(known.tried) < MATURE else partners.all_templates
 
 
 class _Partners:
@@ -152,8 +152,7 @@ def tried_digests(things: Sequence[Thing]) -> set[int]:
 
 
 def _pairs(things: Sequence[Thing]) -> list[tuple[Thing, Thing]]:
-    objects = [thing for thing in things if thing.name != ALL]
-    return [(a, b) for a in objects for b in objects if a is not b]
+    return [(a, b) for a in things for b in things if a is not b]
 
 
 def _in_full(template: str, word_length: int, verb_counts: Mapping[str, int]) -> str:

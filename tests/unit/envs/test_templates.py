@@ -37,8 +37,8 @@ def test_everything_is_tried_once_then_only_what_worked():
     things = [thing(ALL), thing("coin"), thing("purse")]
     known = Experience()
     everything = templates().fill_all(things)
-    # 1 plain, 2 single x 3 words, 1 double x 2 pairs
-    assert len(everything) == 9
+    # 1 plain, 2 single x 3 words, 1 double x 6 pairs
+    assert len(everything) == 13
     assert everything["put coin in purse"] == Filling("put OBJ in OBJ", "coin", "purse")
     assert templates().fill(things, known) == everything
     known.tried |= tried_digests(things)
