@@ -28,11 +28,20 @@ def _expected() -> tuple[type[Exception], ...]:
     """Errors that a user can mend from their message alone: shown without a traceback."""
     from priorzero.app.checkpoint import CheckpointError
     from priorzero.app.refusals import ConfigError
+    from priorzero.data.prompts import PromptFileError
     from priorzero.envs.base import EnvError
+    from priorzero.policy.experience import NoExperienceError
+    from priorzero.rl.grading import RewardError
+    from priorzero.rollout.probe import WeightSyncError
+    from priorzero.rollout.retry import RequestFailedError
+    from priorzero.rollout.web import ToolError
+    from priorzero.text.chat import ChatTemplateError
     from priorzero.text.prompt import PromptTooLongError
     from priorzero.utils.models import ModelSourceError
 
-    return CheckpointError, ConfigError, EnvError, ModelSourceError, PromptTooLongError
+    ours = CheckpointError, ConfigError, EnvError, ModelSourceError
+    prompts = ChatTemplateError, PromptFileError, PromptTooLongError
+    return *ours, *prompts, NoExperienceError, RequestFailedError, RewardError, ToolError, WeightSyncError
 
 
 def _run(verb: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:

@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 def composed(backend):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", [f"+rollout={backend}"]).rollout
+        return compose("train", [f"rollout={backend}"]).rollout
 
 
 @pytest.mark.parametrize("backend", sorted(file.stem for file in (CONFIGS / "rollout").glob("*.yaml")))
