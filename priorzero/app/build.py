@@ -18,7 +18,7 @@ from priorzero.app.learners import Learner, build_learners
 from priorzero.app.models import build_models, plain
 from priorzero.app.refusals import check_config, refusing
 from priorzero.app.schedule import Round, rounds
-from priorzero.app.tokens import learns_from_answers
+from priorzero.app.tokens import learns_from_answers, policy_updates
 from priorzero.callbacks.collector import Collector, CollectorConfig
 from priorzero.callbacks.evaluation import Evaluation, EvaluationConfig
 from priorzero.callbacks.rounds import GracefulStop, LiveProgress
@@ -76,7 +76,8 @@ def build_run(cfg: DictConfig) -> Run:
     if cfg.trainer.threads:
         set_threads(cfg.trainer.threads)
     with refusing():
-        return _build(cfg, rounds(instantiate(cfg.schedule)), instantiate(cfg.env))
+        schedule = instantiate(cfg.schedule, policy_updates=policy_updates(cfg))
+        return _build(cfg, rounds(schedule), instantiate(cfg.env))
 
 
 def _build(cfg: DictConfig, schedule: list[Round], games: GameSet) -> Run:

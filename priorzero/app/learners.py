@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from priorzero.app.models import Models
-from priorzero.app.tokens import build_token_module, build_token_stream, learns_from_answers
+from priorzero.app.tokens import build_token_module, build_token_stream, learns_from_answers, policy_updates
 from priorzero.callbacks.rounds import RoundReport
 from priorzero.callbacks.weights import WeightSync
 from priorzero.data.collate import world_model_batch
@@ -141,10 +141,9 @@ def build_trainer(run: Run, name: str) -> lightning.Trainer:
     """One Trainer a model. Its epochs are rounds of an integer number of updates (style 5.3, R1)."""
     t, data, policy = run.cfg.trainer, run.cfg.data, name == "policy"
     accumulate = data.policy_accumulate if policy else 1
-    updates = data.policy_updates_per_round if policy else data.updates_per_round
+    updates = policy_updates(run.cfg) if policy else data.updates_per_round
     if policy and learns_from_answers(run.cfg):
-        experience = run.cfg.experience
-        accumulate, updates = experience.micro_batches, experience.epochs * experience.updates
+        accumulate = run.cfg.experience.micro_batches
     sync = WeightSync(run.mailbox, name, None if policy else t.sync_every_updates)
     callbacks: list[Callback] = [RoundReport(run.collector, name, run.progress), run.collector, sync, run.stop]
     return lightning.Trainer(

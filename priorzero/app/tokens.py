@@ -46,6 +46,12 @@ def learns_from_answers(cfg: DictConfig) -> bool:
     return str(cfg.objective["_target_"]).endswith("TokenObjective")
 
 
+def policy_updates(cfg: DictConfig) -> int:
+    """Updates of the language model in one of its rounds."""
+    experience = cfg.experience
+    return experience.epochs * experience.updates if learns_from_answers(cfg) else cfg.data.policy_updates_per_round
+
+
 def build_token_module(cfg: DictConfig, language_model: LanguageModel) -> TokenModule:
     """The language model under its Trainer, with its critic."""
     objective = instantiate(cfg.objective, _convert_="object")
@@ -120,6 +126,7 @@ class Rollouts:
             row_tokens=cfg.experience.row_tokens,
             score_tokens=cfg.experience.score_tokens,
             reward_limit=cfg.experience.reward_limit,
+            mask_given=cfg.experience.mask_given,
         )
         self.maker = ExperienceMaker(module, instantiate(cfg.advantage), config, language_model.pad_id)
         self._steps = cfg.agent.loop.mode == "step"
@@ -133,6 +140,7 @@ class Rollouts:
         cfg = self.run.cfg
         episodes = self.loop.run(rows, self.sampling, cfg.rollout.samples_per_prompt)
         grades = self._grade(episodes)
+        self._keep(episodes, grades)
         samples = self._samples(episodes, grades)
         if cfg.experience.greedy_baseline:
             samples = self._with_baseline(samples, rows)
@@ -140,7 +148,6 @@ class Rollouts:
         told |= metrics | {f"reward/{name}": value for name, value in grades.metrics().items()}
         told |= counts([d for dialogues in episodes for d in dialogues])
         self.module.told = told | self.generator.metrics()
-        self._keep(episodes, grades)
         return experience
 
     def _sync(self, rows: Sequence[PromptRow]) -> dict[str, float]:

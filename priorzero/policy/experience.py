@@ -93,6 +93,7 @@ class ExperienceConfig:
     row_tokens: int  # samples share a row until it holds so many tokens
     score_tokens: int  # prompt and answer tokens in one forward pass without gradient
     reward_limit: float | None  # scores are cut to +- this
+    mask_given: bool  # True: what the model did not write (results of tools) takes part in no loss
 
 
 class ExperienceMaker:
@@ -119,6 +120,9 @@ class ExperienceMaker:
         """
         raw = self._layout(samples)
         raw, kl = self._score(raw)
+        if not self.config.mask_given:  # nobody sampled these tokens: there is nothing to correct
+            written = _written(samples.dialogues, raw.mask)
+            raw = replace(raw, rollout_logprobs=torch.where(written, raw.rollout_logprobs, raw.old_logprobs))
         objective = self.module.objective
         in_reward = kl is not None and objective.kl_place == "reward"
         rewards = token_rewards(
@@ -164,7 +168,8 @@ class ExperienceMaker:
         for n, (dialogue, start) in enumerate(zip(samples.dialogues, starts, strict=True)):
             length = len(dialogue.tokens) - start
             if good[n]:
-                mask[n, :length] = torch.from_numpy(dialogue.written[start:])
+                written = torch.from_numpy(dialogue.written[start:])
+                mask[n, :length] = written if self.config.mask_given else True
             logprobs[n, :length] = torch.from_numpy(dialogue.rollout_logprobs[start:])
         return Experience(
             group=index_of([d.row.group_id for d in samples.dialogues], "group_id"),
@@ -261,6 +266,14 @@ def _starts(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, Dialogue, int]
     for n, dialogue in enumerate(dialogues):
         if dialogue.written.any():
             yield n, dialogue, int(np.argmax(dialogue.written))
+
+
+def _written(dialogues: Sequence[Dialogue], mask: Tensor) -> Tensor:
+    """[N, L] bool, what the model wrote, as in the mask of a maker that masks the rest."""
+    written = torch.zeros(mask.shape, dtype=torch.bool)
+    for n, dialogue, start in _starts(dialogues):
+        written[n, : len(dialogue.tokens) - start] = torch.from_numpy(dialogue.written[start:])
+    return written
 
 
 def _placed(dialogues: Sequence[Dialogue], mask: Tensor) -> Tensor:

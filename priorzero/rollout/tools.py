@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from priorzero.rollout.web import ToolError, post_json
+from priorzero.rollout.web import ToolError, ToolUnavailableError, post_json
 from priorzero.text.parse import normalise
 from priorzero.types import Imagined, PromptRow
 
@@ -81,7 +81,12 @@ class SearchTool:
 
     def check(self) -> None:
         """As in `Tool`: asks the service something."""
-        self._ask(["hello"])
+        try:
+            self._ask(["hello"])
+        except ToolUnavailableError as error:
+            raise ToolError(
+                f"{error} Start ours with python retrieve.py CORPUS.jsonl, or name another one in tool.search.url"
+            ) from error
 
     def _problem(self, query: str) -> str:
         if not query.strip():

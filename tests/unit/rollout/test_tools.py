@@ -148,7 +148,7 @@ def test_a_service_that_is_down_or_hangs_up(server):
     server.answer = lambda handler: handler.connection.close()
     with pytest.raises(ToolUnavailableError, match="cannot be reached"):
         search(server, "a")
-    with pytest.raises(ToolUnavailableError, match=r"cannot be reached \(.*refused.*is the service up"):
+    with pytest.raises(ToolError, match=r"cannot be reached \(.*refused.*is the service up.*python retrieve.py"):
         SearchTool(url="http://127.0.0.1:1/retrieve", **OPTIONS).check()
 
 
