@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,8 +18,37 @@ Extras = Callable[[Sequence[Segment], Sequence[int]], Sequence[dict[str, Any]]]
 GAME = "game"  # data source of prompts from games
 
 
+def unfit_sources(rows: set[str], rewards: Mapping[str, Mapping[str, float]]) -> str:
+    """Says in what rewards do not fit the prompts that they are for; empty where they do.
+
+    Args:
+        rows: data sources of the prompts.
+        rewards: data source to {reward: weight}, as in ``rl.grading.Grader``.
+    """
+    known = {str(source) for source in rewards}
+    if missing := sorted(rows - known):
+        nameless = ", or set the data_source of the prompts that have none" if "" in missing else ""
+        return (
+            f"reward.sources has no rewards for {missing}, it has some for {sorted(known)}: choose another reward "
+            f"(reward=game is for games, reward=qa for questions), or add reward.sources.{missing[-1] or 'NAME'}"
+            f"{nameless}"
+        )
+    weighted = {str(source) for source, weights in rewards.items() if any(weights.values())}
+    if unused := sorted(weighted - rows):
+        return (
+            f"reward.sources.{unused[0]} gives weight to rewards of prompts that never occur (data sources that do: "
+            f"{sorted(rows)}): leave it out with ~reward.sources.{unused[0]}, or set the data_source of the prompts"
+        )
+    return ""
+
+
 class PromptSource(Protocol):
     """Endless tasks with a state. Each row that is handed out is a group of its own."""
+
+    @property
+    def data_sources(self) -> frozenset[str]:
+        """The data sources that its rows can have."""
+        ...
 
     def take(self, count: int) -> list[PromptRow]:
         """The next ``count`` rows."""
@@ -51,13 +80,20 @@ class FixedPrompts:
         self._rows, self._seed = tuple(rows), seed
         self._taken = 0
 
+    @property
+    def data_sources(self) -> frozenset[str]:
+        """See ``PromptSource``."""
+        return frozenset(row.data_source for row in self._rows)
+
     def take(self, count: int) -> list[PromptRow]:
         """See ``PromptSource``."""
         taken = []
+        orders: dict[int, np.ndarray] = {}
         for number in range(self._taken, self._taken + count):
             epoch, place = divmod(number, len(self._rows))
-            row = self._rows[np.random.default_rng((self._seed, epoch)).permutation(len(self._rows))[place]]
-            taken.append(replace(row, group_id=f"{number}"))
+            if epoch not in orders:
+                orders[epoch] = np.random.default_rng((self._seed, epoch)).permutation(len(self._rows))
+            taken.append(replace(self._rows[orders[epoch][place]], group_id=f"{number}"))
         self._taken += count
         return taken
 
@@ -94,6 +130,11 @@ class PlayedPrompts:
         self._extras = extras
         self._rng = np.random.default_rng(seed)
         self._taken = 0
+
+    @property
+    def data_sources(self) -> frozenset[str]:
+        """See ``PromptSource``."""
+        return frozenset((GAME,))
 
     def take(self, count: int) -> list[PromptRow]:
         """See ``PromptSource``.

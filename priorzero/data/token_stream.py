@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from priorzero.data.prompt_source import PromptSource
+from priorzero.rl.token_advantages import NoExperienceError
 from priorzero.types import PromptRow, TokenBatch
 
 
@@ -94,15 +95,23 @@ class TokenStream:
         return self._waiting.popleft()
 
     def _pass(self, samples: Samples) -> Iterator[TokenBatch]:
-        groups = samples.groups()
+        """Every group once. Groups in which everything is masked are dealt out last, so that each update gets others.
+
+        Raises:
+            NoExperienceError: there are fewer groups with something to train on than updates.
+        """
+        config, groups = self.config, samples.groups()
         order = self._rng.permutation(len(groups))
-        config = self.config
-        if len(groups) < config.updates * config.micro_batches:
-            raise ValueError(
-                f"{len(groups)} different prompts are too few for {config.updates} updates of {config.micro_batches} "
-                "micro-batches: take more prompts a round, or fewer updates"
+        masked = np.array([samples.size(groups[g])[0] == 0 for g in order], bool)
+        trained = int((~masked).sum())
+        if trained < config.updates or len(groups) < config.updates * config.micro_batches:
+            raise NoExperienceError(
+                f"{trained} of {len(groups)} prompts have answers that can be trained on (see rollout/masked_samples "
+                f"and rollout/not_comparable), too few for {config.updates} updates of {config.micro_batches} "
+                "micro-batches: take more prompts a round (experience.prompts), or fewer updates"
             )
-        for update in np.array_split(order, config.updates):
+        order = np.concatenate([order[~masked], order[masked]])
+        for update in (order[first :: config.updates] for first in range(config.updates)):
             size = samples.size([n for g in update for n in groups[g]])
             for part in np.array_split(update, config.micro_batches):
                 chosen = [n for g in part for n in groups[g]]

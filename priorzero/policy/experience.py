@@ -13,12 +13,8 @@ from priorzero.policy.packing import pack_samples
 from priorzero.policy.token_module import TokenModule
 from priorzero.rl.aggregation import count
 from priorzero.rl.kl import mean_kl, token_kl, token_rewards
-from priorzero.rl.token_advantages import AdvantageEstimator, AdvantageInputs, index_of
+from priorzero.rl.token_advantages import AdvantageEstimator, AdvantageInputs, NoExperienceError, index_of
 from priorzero.types import Dialogue, TokenBatch
-
-
-class NoExperienceError(RuntimeError):
-    """Nothing of what was generated can be trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +152,7 @@ class ExperienceMaker:
     def _layout(self, samples: ScoredSamples) -> Experience:
         """Tokens, masks and the log-probabilities of the rollout; invalid samples have an empty mask."""
         starts = [int(np.argmax(d.written)) if d.written.any() else len(d.tokens) for d in samples.dialogues]
-        good = [d.valid and bool(s) for d, s in zip(samples.dialogues, samples.scored, strict=True)]
+        good = [d.valid and bool(s and d.written.any()) for d, s in zip(samples.dialogues, samples.scored, strict=True)]
         if not any(good):
             raise NoExperienceError(
                 f"none of {len(good)} samples can be trained on ({sum(not d.valid for d in samples.dialogues)} failed, "
@@ -190,14 +186,15 @@ class ExperienceMaker:
         training = module.training
         module.eval()  # without dropout, as the rollout
         for index, batch in self._scoring_batches(raw):
-            scores = module.scorer(batch, entropy=False)
             width = batch.mask.shape[1]
+            with module.forward_context():
+                scores = module.scorer(batch, entropy=False)
             old[index, :width] = scores.logprobs.cpu()
             if scores.values is not None:
                 values[index, :width] = scores.values.cpu()
             if has_reference:
                 scorer, initial = module.reference()
-                with initial:
+                with initial, module.forward_context():
                     ref[index, :width] = scorer(batch, entropy=False, values=False).logprobs.cpu()
         module.train(training)
         scored = replace(
@@ -245,17 +242,15 @@ class ExperienceMaker:
         lengths = inputs.mask.sum(-1)[inputs.trained].float()
         spread = made.advantages[made.mask]
         group = inputs.need("group", "the log")
-        scores = inputs.scores
-        flat = [
-            float(scores[group == g].max() - scores[group == g].min()) < 1e-9 for g in group[inputs.trained].unique()
-        ]
+        scores, valid = inputs.scores, inputs.trained
+        flat = [float(np.ptp(scores[valid & (group == g)].numpy())) < 1e-9 for g in group[valid].unique()]
         return {
             "rollout/trained": float(trained.float().mean()),
             "rollout/masked_samples": float((~inputs.trained).sum()),
             "rollout/not_comparable": float((~usable & inputs.trained).sum()),
             "rollout/groups_without_spread": sum(flat) / max(len(flat), 1),
             "rollout/response_tokens": float(lengths.mean()),
-            "rollout/score_std": float(scores[inputs.trained].std(unbiased=False)),
+            "rollout/score_std": float(scores[valid].std(unbiased=False)),
             "policy/advantage_std": float(spread.std(unbiased=False)),
             "policy/advantage_max": float(spread.max()),
             "policy/advantage_min": float(spread.min()),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from priorzero.policy.language_module import LanguageModule, PolicyOptim, kl_controller
 from priorzero.policy.load import LanguageModel, causal_lm
 from priorzero.policy.scorer import Critic, TokenScorer, TokenScores
-from priorzero.rl.aggregation import AggregationMode, UpdateSize, aggregate
+from priorzero.rl.aggregation import AggregationMode, UpdateSize, aggregate, check_aggregation
 from priorzero.rl.kl import KLKind, token_kl
 from priorzero.rl.token_loss import LossInputs, TokenLoss, rollout_weight, value_loss
 from priorzero.types import TokenBatch
@@ -42,6 +43,14 @@ class TokenObjective:
             raise ValueError(f"kl_place is {self.kl_place!r}: choose none, loss or reward")
         if self.critic not in ("none", "shared", "detached", "own"):
             raise ValueError(f"critic is {self.critic!r}: choose none, shared, detached or own")
+        if self.kl_kind not in get_args(KLKind):
+            raise ValueError(f"kl_kind is {self.kl_kind!r}: choose one of {', '.join(get_args(KLKind))}")
+        if self.kl_target is not None and (self.kl_place == "none" or self.kl_target <= 0):
+            raise ValueError(
+                f"kl_target={self.kl_target} adapts the weight of a KL: it must be positive, and kl_place loss or "
+                f"reward, not {self.kl_place}"
+            )
+        check_aggregation(self.aggregation, self.aggregation_norm)
 
 
 class TokenModule(LanguageModule):
@@ -83,11 +92,17 @@ class TokenModule(LanguageModule):
         self.objective = objective
         self.told: dict[str, float] = {}
 
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """The precision of ``training_step``, for scores of before the update: they must not differ by it."""
+        attached = self._trainer is not None
+        return self.trainer.strategy.precision_plugin.forward_context() if attached else nullcontext()
+
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch.
 
         Raises:
             RuntimeError: the loss is not finite.
+            ValueError: the samples lack what the objective needs.
         """
         scores: TokenScores = self.scorer(batch, entropy=True)
         size = UpdateSize(tokens=batch.tokens, sequences=batch.sequences, world_size=self.trainer.world_size)
@@ -120,10 +135,13 @@ class TokenModule(LanguageModule):
         terms = {"policy": policy}
         if scores.entropy is not None:
             terms["entropy"] = scores.entropy if objective.entropy_weight else scores.entropy.detach()
-        if objective.kl_place == "loss" and batch.ref_logprobs is not None:
-            terms["kl"] = token_kl(scores.logprobs, batch.ref_logprobs, batch.mask, objective.kl_kind)
-        if scores.values is not None and batch.old_values is not None and batch.returns is not None:
-            value = value_loss(scores.values, batch.old_values, batch.returns, batch.mask, objective.value_clip)
+        if objective.kl_place == "loss":
+            reference = _needed(batch.ref_logprobs, "a KL in the loss", "log-probabilities of the initial model")
+            terms["kl"] = token_kl(scores.logprobs, reference, batch.mask, objective.kl_kind)
+        if scores.values is not None:
+            old_values = _needed(batch.old_values, "a critic", "values of before the update")
+            returns = _needed(batch.returns, "a critic", "targets, which gae and bilevel_gae give")
+            value = value_loss(scores.values, old_values, returns, batch.mask, objective.value_clip)
             terms["value"], metrics = value.loss, metrics | value.metrics
         return terms, metrics
 
@@ -156,3 +174,9 @@ class TokenModule(LanguageModule):
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in critic]
         return [*(g for g in groups if g["params"]), {"params": own, "lr": self.objective.critic_lr}]
+
+
+def _needed(values: Tensor | None, who: str, what: str) -> Tensor:
+    if values is None:
+        raise ValueError(f"{who} needs {what}, and the samples have none: choose another objective or advantage")
+    return values

@@ -32,6 +32,14 @@ def count(mask: Tensor) -> Tensor:
     return torch.stack([mask.sum(), mask.any(-1).sum()])
 
 
+def check_aggregation(mode: str, norm: float | None) -> None:
+    """Raises ValueError for an unknown mode, or a norm that it lacks or does not take; see ``aggregate``."""
+    if mode not in get_args(AggregationMode):
+        raise ValueError(f"unknown loss aggregation {mode!r}: choose one of {', '.join(get_args(AggregationMode))}")
+    if (norm is not None) != (mode == "seq-mean-token-sum-norm"):
+        raise ValueError("norm belongs to the aggregation seq-mean-token-sum-norm, which needs it; null for the others")
+
+
 def aggregate(
     loss: Tensor, mask: Tensor, *, mode: AggregationMode, size: UpdateSize, norm: float | None = None
 ) -> Tensor:
@@ -57,12 +65,9 @@ def aggregate(
     Raises:
         ValueError: unknown mode, no token to train on, or a norm that the mode lacks or does not take.
     """
-    if mode not in get_args(AggregationMode):
-        raise ValueError(f"unknown loss aggregation {mode!r}: choose one of {', '.join(get_args(AggregationMode))}")
+    check_aggregation(mode, norm)
     if size.tokens < 1 or size.sequences < 1:
         raise ValueError("no token of the whole update is trained: skip the update, or look why all samples are masked")
-    if (norm is not None) != (mode == "seq-mean-token-sum-norm"):
-        raise ValueError("norm belongs to the aggregation seq-mean-token-sum-norm, which needs it; null for the others")
     loss = loss.masked_fill(~mask, 0.0)
     if mode == "token-mean":
         total = loss.sum() / size.tokens

@@ -18,6 +18,10 @@ from priorzero.types import TensorRecord
 Reduce = Callable[[Tensor], Tensor]  # sums a small vector over all ranks
 
 
+class NoExperienceError(RuntimeError):
+    """What was generated cannot be trained on, or too little of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdvantageInputs(TensorRecord):
     """Rewards of ``N`` samples, and what else some estimator needs (None where it is not known).
