@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,11 @@ def answer_logprobs(model: nn.Module, packed: PackedPrompts) -> tuple[Tensor, Te
     Returns:
         sums [B, A] float32, summed over the candidate's tokens, -inf where padded, and the number of tokens [B, A].
     """
-    token_logprobs = packed_token_logprobs(model, packed)
+    return per_answer(packed_token_logprobs(model, packed), packed)
+
+
+def per_answer(token_logprobs: Tensor, packed: PackedPrompts) -> tuple[Tensor, Tensor]:
+    """What ``answer_logprobs`` returns, from the log-probabilities [M] of the scored tokens, on the same device."""
     shape = (len(packed.candidates), packed.max_candidates)
     empty = torch.zeros(shape[0] * shape[1], dtype=torch.float32, device=token_logprobs.device)
     sums = empty.index_add(0, packed.score_slot, token_logprobs).view(shape)
@@ -40,14 +46,21 @@ def answer_logprobs(model: nn.Module, packed: PackedPrompts) -> tuple[Tensor, Te
     return sums.masked_fill(counts == 0, -torch.inf), counts.long()
 
 
-def packed_token_logprobs(model: nn.Module, packed: PackedPrompts) -> Tensor:
+def packed_token_logprobs(
+    model: nn.Module, packed: PackedPrompts, hidden_states: Callable[[nn.Module, PackedPrompts], Tensor] | None = None
+) -> Tensor:
     """Log-probability of each scored token, [M] float32 in the order of ``packed.score_token``.
 
     The output layer runs on the scored positions only, each once.
+
+    Args:
+        model: as in ``answer_logprobs``.
+        packed: likewise.
+        hidden_states: another way to what ``packed_hidden`` computes; None for that.
     """
     causal = causal_lm(model)
     position, which = torch.unique(packed.score_position, return_inverse=True)
-    hidden = packed_hidden(model, packed).flatten(0, 1)[position]
+    hidden = (hidden_states or packed_hidden)(model, packed).flatten(0, 1)[position]
     logits = causal.get_output_embeddings()(hidden).float()
     return logits[which, packed.score_token] - logits.logsumexp(-1)[which]
 

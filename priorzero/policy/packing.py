@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from priorzero.types import PackedPrompts
 
@@ -86,14 +87,14 @@ class TreeRow:
 
     def descend(self, tokens: Sequence[int], depth: int) -> None:
         """Leave all but the first ``depth`` tokens of the path behind, and go on with ``tokens``."""
+        at, count = len(self.tokens), len(tokens)
         for left in self._path[depth:]:
-            self.end[left] = len(self.tokens)
+            self.end[left] = at
         del self._path[depth:]
-        for token in tokens:
-            self.position.append(len(self._path))
-            self._path.append(len(self.tokens))
-            self.tokens.append(token)
-            self.end.append(-1)
+        self.position += range(depth, depth + count)
+        self._path += range(at, at + count)
+        self.tokens += tokens
+        self.end += [-1] * count
 
 
 def pack_samples(
@@ -165,6 +166,21 @@ def stack(rows: Sequence[TreeRow], order: Sequence[int], pad_id: int) -> PackedP
         score_token=torch.tensor([token for row in rows for token in row.score_token]),
         score_slot=torch.tensor([number[i] * most + j for row in rows for i, j in row.score_of]),
         candidates=torch.tensor(candidates),
+    )
+
+
+def padded(packed: PackedPrompts, rows: int, width: int) -> PackedPrompts:
+    """The same in at least as many rows and columns: token 0 is added, which nobody sees."""
+    more_rows, more = rows - len(packed.tokens), width - packed.tokens.shape[1]
+    end = torch.arange(1, width + 1).repeat(rows, 1)
+    end[: len(packed.end), : packed.end.shape[1]] = packed.end
+    row = packed.score_position // packed.tokens.shape[1]
+    return replace(
+        packed,
+        tokens=functional.pad(packed.tokens, (0, more, 0, more_rows)),
+        position=functional.pad(packed.position, (0, more, 0, more_rows)),
+        end=end,
+        score_position=packed.score_position + row * more,
     )
 
 

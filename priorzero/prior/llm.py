@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from priorzero.policy.load import LanguageModel
-from priorzero.policy.logprobs import answer_logprobs
-from priorzero.policy.packing import TreeRow, lay_out, stack
 from priorzero.prior.base import check_situations
 from priorzero.prior.cache import PriorCache
+from priorzero.prior.scorer import PackedScorer
 from priorzero.rl.policy_loss import action_logprobs
 from priorzero.text.prompt import PromptBuilder
 from priorzero.types import PriorResult, Situation
@@ -42,8 +41,9 @@ class LLMPrior:
         temperature: divides the scores before the softmax; above 1 flattens the prior.
         normalise_length: score an action by the mean instead of the sum of its tokens' log-probabilities.
         cache_size: situations remembered, for the present weights.
-        row_tokens: situations share a row of the forward pass until it holds so many tokens (``policy.packing``).
-        max_batch_tokens: padded tokens in one forward pass; a row that alone needs more goes alone.
+        row_tokens: see ``PackedScorer``.
+        max_batch_tokens: likewise.
+        cuda_graphs: likewise.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class LLMPrior:
         cache_size: int,
         row_tokens: int,
         max_batch_tokens: int,
+        cuda_graphs: bool,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"the temperature of a prior is positive, not {temperature}")
@@ -63,13 +64,17 @@ class LLMPrior:
         self.prompts = prompts
         self.temperature = temperature
         self.normalise_length = normalise_length
-        self.row_tokens = row_tokens
-        self.max_batch_tokens = max_batch_tokens
         self.version = 0
-        self._model: nn.Module = language_model.model.eval()
+        self.scorer = PackedScorer(
+            language_model.model,
+            language_model.pad_id,
+            row_tokens=row_tokens,
+            max_batch_tokens=max_batch_tokens,
+            cuda_graphs=cuda_graphs,
+        )
         self._cache = PriorCache(cache_size)
         self._lock = threading.Lock()
-        self._hits = self._misses = self._forwards = 0
+        self._hits = self._misses = 0
         self._seconds = 0.0
 
     def score(self, situations: Sequence[Situation]) -> PriorResult:
@@ -105,7 +110,7 @@ class LLMPrior:
             ValueError: the names are not the trainable weights of this model (another LoRA setting, for example).
         """
         with self._lock:
-            own = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+            own = {name: p for name, p in self.language_model.model.named_parameters() if p.requires_grad}
             if own.keys() != state.keys():
                 different = sorted(own.keys() ^ state.keys())
                 raise ValueError(
@@ -126,12 +131,12 @@ class LLMPrior:
                 "prior/cache_hits": float(self._hits),
                 "prior/cache_misses": float(self._misses),
                 "prior/cache_hit_rate": self._hits / max(total, 1),
-                "prior/forwards": float(self._forwards),
+                "prior/forwards": float(self.scorer.forwards),
                 "prior/seconds": self._seconds,
                 "prior/states_per_s": total / self._seconds if self._seconds else 0.0,
                 "prior/version": float(self.version),
             }
-            self._hits = self._misses = self._forwards = 0
+            self._hits = self._misses = self.scorer.forwards = 0
             self._seconds = 0.0
             return result
 
@@ -166,28 +171,10 @@ class LLMPrior:
         """Log-probabilities [A] of each query, in the order in which they come out."""
         if not queries:
             return
-        answers = [self.prompts.answers(q.actions) for q in queries]
-        rows = lay_out([q.prompt for q in queries], answers, self.row_tokens)
-        device = next(self._model.parameters()).device
-        for batch in _batches(sorted(rows, key=lambda row: len(row.tokens)), self.max_batch_tokens):
-            order = [i for row in batch for i in row.prompts]
-            packed = stack(batch, order, self.language_model.pad_id)
-            with torch.no_grad():
-                sums, counts = answer_logprobs(self._model, packed.to(device))
-                logprobs = action_logprobs(sums, counts, self.temperature, self.normalise_length).cpu().numpy()
-            self._forwards += 1
+        prompts, answers = [q.prompt for q in queries], [self.prompts.answers(q.actions) for q in queries]
+        for order, sums, counts in self.scorer.score(prompts, answers):
+            logprobs = action_logprobs(sums, counts, self.temperature, self.normalise_length).numpy()
             if np.isnan(logprobs).any():
                 raise RuntimeError("the language model gave nan scores: its weights or its dtype are broken")
             for row, i in zip(logprobs, order, strict=True):
                 yield queries[i], row[: len(queries[i].actions)].copy()
-
-
-def _batches(rows: Sequence[TreeRow], max_tokens: int) -> Iterator[list[TreeRow]]:
-    """Rows, shortest first, in batches of at most ``max_tokens`` padded tokens (a longer row goes alone)."""
-    batch: list[TreeRow] = []
-    for row in rows:
-        if batch and len(row.tokens) * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch

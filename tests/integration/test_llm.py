@@ -107,6 +107,7 @@ def test_prior_knows_something(language_model):
         cache_size=10,
         row_tokens=256,
         max_batch_tokens=4096,
+        cuda_graphs=False,
     )
     thirsty = Situation(
         Observation("You stand in the kitchen with a glass of water. You are very thirsty."),

@@ -253,6 +253,7 @@ def test_prior_takes_the_trained_weights(tmp_path, lora):
         "cache_size": 0,
         "row_tokens": 256,
         "max_batch_tokens": 1000,
+        "cuda_graphs": False,
     }
     prior = LLMPrior(copy, prompts, **options)
     state = module.trainable_state()

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorzero.policy.packing import pack, tree_mask
+from priorzero.policy.packing import pack, padded, tree_mask
 
 
 def test_pack_shares_beginnings():
@@ -33,6 +33,19 @@ def test_equal_prompts_with_other_candidates():
     packed = pack([[5, 6], [5, 6]], [[[8, 2]], [[8, 9, 2], [2]]], pad_id=0)
     assert packed.tokens.tolist() == [[5, 6, 8, 8, 9]]
     assert packed.end.tolist() == [[5, 5, 3, 5, 5]]
+
+
+def test_padding_is_seen_by_nobody():
+    packed = pack([[5, 6], [5, 7], [5, 8]], [[[2]], [[9, 2]], [[2]]], pad_id=0, row_tokens=4)
+    more = padded(packed, rows=3, width=6)
+    assert more.tokens.tolist() == [[5, 6, 7, 9, 0, 0], [5, 8, 0, 0, 0, 0], [0] * 6]
+    assert more.end.tolist() == [[4, 2, 4, 4, 5, 6], [2, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]]
+    assert more.score_position.tolist() == [1, 2, 3, 7]
+    assert padded(packed, rows=2, width=4).end.tolist() == packed.end.tolist()
+    mask = tree_mask(more.end)[:, 0]
+    assert torch.equal(mask[:2, :4, :4], tree_mask(packed.end)[:, 0])
+    assert mask[:2, 4:].sum(-1).eq(1).all()
+    assert mask[2].int().tolist() == torch.eye(6).int().tolist()
 
 
 @pytest.mark.parametrize(

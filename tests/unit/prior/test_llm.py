@@ -44,6 +44,7 @@ def build(lora=None, **changes):
         "cache_size": 100,
         "row_tokens": 256,
         "max_batch_tokens": 10_000,
+        "cuda_graphs": True,
     }
     return LLMPrior(model, PromptBuilder(model.tokenizer, config), **{**options, **changes})
 
