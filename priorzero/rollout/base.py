@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from priorzero.types import Generation
@@ -54,6 +55,15 @@ class TextGenerator(Protocol):
     @property
     def version(self) -> int:
         """Policy version of the weights that write; 0 before the first ``load_weights``."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that write; low-rank adapters may have another."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor] | None:
+        """What ``load_weights`` loaded, under the same names; None where the backend keeps it in a form of its own."""
         ...
 
     def generate(

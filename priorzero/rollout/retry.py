@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from priorzero.rollout.base import Sampling, TextGenerator
@@ -139,6 +140,15 @@ class RetryingGenerator:
     def version(self) -> int:
         """See ``TextGenerator``."""
         return self.generator.version
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See ``TextGenerator``."""
+        return self.generator.dtype
+
+    def weights(self) -> Mapping[str, Tensor] | None:
+        """See ``TextGenerator``."""
+        return self.generator.weights()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, samples: int = 1

@@ -78,10 +78,19 @@ class TransformersGenerator:
             self._counts.add(prompts, done, time.perf_counter() - begin)
         return [done[i : i + samples] for i in range(0, len(done), samples)]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """See ``TextGenerator``."""
+        return self._causal.get_input_embeddings().weight.dtype
+
+    def weights(self) -> dict[str, Tensor]:
+        """See ``TextGenerator.weights``."""
+        return {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """See ``TextGenerator.load_weights``."""
         with self._lock, torch.no_grad():
-            own = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+            own = self.weights()
             if own.keys() != state.keys():
                 different = sorted(own.keys() ^ state.keys())
                 raise ValueError(

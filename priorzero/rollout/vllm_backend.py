@@ -93,6 +93,7 @@ class VLLMGenerator:
         listed = model.try_get_generation_config().get("eos_token_id")
         self._ends = sorted(end_tokens(self._llm.get_tokenizer(), listed))
         self._context = int(model.max_model_len)
+        self._dtype: torch.dtype = model.dtype
         self._random = random.Random(engine.seed)
         self._adapter: Any = None  # LoRARequest of the present version
         self._files = tempfile.TemporaryDirectory(prefix="priorzero-adapter-")
@@ -123,6 +124,14 @@ class VLLMGenerator:
                 answers = [row * samples for row in answers]
             self._counts.add(prompts, [a for row in answers for a in row], time.perf_counter() - begin)
         return answers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See ``TextGenerator``."""
+        return self._dtype
+
+    def weights(self) -> None:
+        """None: the engine joins and packs its weights."""
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """See ``TextGenerator.load_weights``.
