@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--samples", type=int, default=5)
-    parser.add_argument("--json", default="", help="where to write the rows")
+    parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda, but torch sees no CUDA device: " + str(machine()))
@@ -65,7 +65,7 @@ def main() -> None:
         r["texts_per_s"] = options.texts / r["median_ms"] * 1e3
     print(machine(), f"{options.texts} texts")
     show(rows)
-    write_json(options.json, rows, texts=options.texts, source=options.source)
+    write_json(options.json or f"encoder-{options.device}", rows, texts=options.texts, source=options.source)
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--plain-up-to", type=int, default=8, help="largest batch of the plain implementation")
     parser.add_argument("--agreement", type=int, default=0, help="train so many updates, then compare int8 to float32")
     parser.add_argument("--compile", action="store_true", help="on cuda: also with torch.compile (minutes)")
-    parser.add_argument("--json", default="", help="where to write the rows")
+    parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda, but torch sees no CUDA device: " + str(machine()))
@@ -285,7 +285,7 @@ def main() -> None:
     rows = on_cuda(options) if options.device == "cuda" else on_cpu(options)
     print(machine())
     show(rows)
-    write_json(options.json, rows, simulations=options.simulations)
+    write_json(options.json or f"search-{options.device}", rows, simulations=options.simulations)
 
 
 if __name__ == "__main__":

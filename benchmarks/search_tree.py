@@ -74,7 +74,7 @@ def sample_us(run: Callable[[], None], simulations: int) -> list[float]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", default="", help="where to write the rows")
+    parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
     path, rows = parser.parse_args().json, []
     write = sys.stdout.write
     algorithms = {"puct": puct, "gumbel": gumbel}
@@ -93,7 +93,7 @@ def main() -> None:
                 case = {"search": name, "actions": actions, "simulations": simulations, "B": batch}
                 rows.append({**case, "us_min": min(us), "us_median": statistics.median(us)})
                 write(f"{row}{min(us):>10.1f}{statistics.median(us):>10.1f}\n")
-    write_json(path, rows)
+    write_json(path or "search_tree", rows)
 
 
 if __name__ == "__main__":

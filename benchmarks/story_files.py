@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--episode-steps", type=int, default=300, help="limit of an episode")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout-s", type=float, default=10, help="of one step")
-    parser.add_argument("--json", type=Path, help="file for the JSON, besides printing it")
+    parser.add_argument("--json", type=Path, default="logs/benchmarks/story_files.json", help="file for the JSON")
     arguments = parser.parse_args()
     stories = sorted(path for path in arguments.folder.iterdir() if path.suffix in SUFFIXES)
     if not stories:
@@ -103,8 +103,8 @@ def main() -> None:
     played = {column: sum(row[column] for row in rows) for column in ("steps", "crash", "timeout")}
     report = json.dumps({"workers": arguments.workers, "total": played, "games": rows}, indent=1)
     print(report)
-    if arguments.json:
-        arguments.json.write_text(report + "\n")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(report + "\n")
 
 
 if __name__ == "__main__":

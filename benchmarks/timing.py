@@ -66,6 +66,8 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: str, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """Writes rows and machine as JSON; nothing where ``path`` is empty."""
-    if path:
-        Path(path).write_text(json.dumps({"machine": machine(), **more, "rows": list(rows)}, indent=1))
+    """Writes rows and machine as JSON to ``path``; a bare name means ``logs/benchmarks/NAME.json``."""
+    file = Path(path) if Path(path).suffix else Path("logs/benchmarks", f"{path}.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine(), **more, "rows": list(rows)}, indent=1))
+    print(f"written to {file}")

@@ -44,6 +44,7 @@ def main() -> None:
     print("  ".join(f"{column:>14}" for column in COLUMNS))
     for row in rows:
         print("  ".join(f"{cell(row[column]):>14}" for column in COLUMNS))
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(rows, indent=1))
 
 
@@ -57,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recall-states", type=int, default=20, help="on the walkthrough, and as many in random play")
     parser.add_argument("--stock-states", type=int, default=5)
     parser.add_argument("--spacy-model", default="none")
-    parser.add_argument("--output", default="valid_actions.json")
+    parser.add_argument("--output", default="logs/benchmarks/valid_actions.json")
     return parser.parse_args()
 
 

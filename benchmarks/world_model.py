@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--updates", type=int, default=0, help="how many are timed; 0: 5, or 100 on cuda")
-    parser.add_argument("--json", default="", help="where to write the rows")
+    parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
     options = parser.parse_args()
     cuda, device, windows = options.device == "cuda", options.device, options.windows
     if cuda and not torch.cuda.is_available():
@@ -172,7 +172,7 @@ def main() -> None:
         r["updates_per_s"] = 1e3 / r["median_ms"]
     print(machine(), f"{windows} windows x {UNROLL} steps, d {options.width}")
     show(rows)
-    write_json(options.json, rows, windows=windows, width=options.width)
+    write_json(options.json or f"world_model-{options.device}", rows, windows=windows, width=options.width)
 
 
 if __name__ == "__main__":

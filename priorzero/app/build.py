@@ -143,6 +143,7 @@ def build_collector(
     """The collector with its actor and worker processes."""
     config = CollectConfig(
         num_envs=cfg.collector.num_envs,
+        groups=cfg.collector.groups,
         policy=cfg.collector.policy,
         segment_steps=cfg.collector.segment_steps,
         history_steps=history_steps(cfg),

@@ -1,24 +1,29 @@
 """Collects: keeps ``B`` games running and hands out the segments that they fill.
 
-Episodes in flight survive between two calls and in checkpoints. On resume they are played again from their seeds.
+The games may form groups that take turns: while one group is decided for, the actions of the others are played. Which
+group comes when does not depend on time, so a run is the same again with any number of groups, though not the same as
+with another number.
+
+Running episodes survive between two calls and in checkpoints. On resume they are played again from their seeds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from priorzero.collect.episode import Decision, Episode, decision_from_state
+from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
 from priorzero.envs.vector import VectorEnv
-from priorzero.types import EpisodeResult, Segment, Step
+from priorzero.types import EpisodeResult, Segment
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +33,29 @@ class CollectConfig:
     """How the training games are played."""
 
     num_envs: int
+    groups: int  # of games that take turns: all but one of them play while that one is decided for
     policy: str  # random | prior | wm | wm_prior
     segment_steps: int  # a longer episode becomes several segments
     history_steps: int  # past turns that segments keep for prompts
     gamma: float  # of the returns
     seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.groups <= self.num_envs:
+            raise ValueError(
+                f"collector.groups is {self.groups}: it must be 1 (all games at once), 2 (half of them is searched "
+                f"while the other half plays) or more, up to collector.num_envs ({self.num_envs})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A fresh episode: where, of which game, from which seed, and its number in the run."""
+
+    slot: int
+    spec: GameSpec
+    seed: int
+    number: int
 
 
 class Actor:
@@ -46,6 +69,9 @@ class Actor:
         self.results: deque[EpisodeResult] = deque(maxlen=100)  # the latest finished episodes
         self.finished = 0
         self._episodes: list[Episode] = []
+        self._groups = [list(map(int, slots)) for slots in np.array_split(np.arange(config.num_envs), config.groups)]
+        self._turn = 0  # the group that is decided for next
+        self._sent: dict[int, Decision] = {}  # by slot: actions that are being played
 
     @property
     def pending(self) -> int:
@@ -53,66 +79,92 @@ class Actor:
         return sum(episode.pending for episode in self._episodes)
 
     def tick(self) -> list[Segment]:
-        """Play one step in every game; the segments that it completes come out."""
+        """Play one step in the games of one group; the segments that it completes come out.
+
+        One group is decided for, and the answers of the next group are received: of the same one if there is only one.
+        """
         if not self._episodes:
-            self._start(range(self.config.num_envs))
-        episodes = self._episodes
+            self._episodes = self._begin(self._ask_for_episodes(range(self.config.num_envs)))
+        self._decide(self._groups[self._turn])
+        self._turn = (self._turn + 1) % len(self._groups)
+        return self._land([slot for slot in self._groups[self._turn] if slot in self._sent])
+
+    def _decide(self, slots: Sequence[int]) -> None:
         self.player.env_steps = self.env_steps
-        decisions = self.player.decide(self.config.policy, episodes, explore=True)
-        self._step(range(len(episodes)), decisions)
-        self.env_steps += len(episodes)
-        segments, over = [], []
-        for slot, episode in enumerate(episodes):
+        episodes = [self._episodes[slot] for slot in slots]
+        self._send(slots, self.player.decide(self.config.policy, episodes, explore=True))
+
+    def _land(self, slots: Sequence[int]) -> list[Segment]:
+        """Take in the answers of these slots. Where an episode ends, a fresh one begins."""
+        self._receive(slots)
+        self.env_steps += len(slots)
+        over = [slot for slot in slots if self._episodes[slot].step.done]
+        asked = self._ask_for_episodes(over)
+        segments = []
+        for episode in (self._episodes[slot] for slot in slots):
             if episode.step.done or episode.pending == self.config.segment_steps:
                 segments.append(self._cut(episode))
             if episode.step.done:
-                over.append(slot)
                 self.finished += 1
                 self.results.append(episode.result("collect"))
-        if over:
-            self._start(over)
+        for slot, episode in zip(over, self._begin(asked), strict=True):
+            self._episodes[slot] = episode
         return segments
 
     def _cut(self, episode: Episode) -> Segment:
         world_model, policy = self.versions
         return episode.cut(gamma=self.config.gamma, world_model_version=world_model, policy_version=policy)
 
-    def _start(self, slots: Sequence[int]) -> None:
-        """Begin a fresh episode in each of these slots. Games take turns; every episode has its own seed."""
+    def _ask_for_episodes(self, slots: Sequence[int]) -> list[_Start]:
+        """Let these slots begin a fresh episode. Games take turns; every episode has its own seed."""
         numbers = range(self.started, self.started + len(slots))
-        specs = [self.games[n % len(self.games)] for n in numbers]
-        seeds = [self.config.seed * 1_000_003 + n + 1 for n in numbers]
         self.started += len(slots)
-        fresh = self._reset(slots, specs, seeds, list(numbers))
-        if len(self._episodes) < len(slots):
-            self._episodes = fresh
-        else:
-            for slot, episode in zip(slots, fresh, strict=True):
-                self._episodes[slot] = episode
+        return self._ask(
+            [
+                _Start(slot, self.games[n % len(self.games)], self.config.seed * 1_000_003 + n + 1, n)
+                for slot, n in zip(slots, numbers, strict=True)
+            ]
+        )
 
-    def _reset(
-        self, slots: Sequence[int], specs: Sequence[GameSpec], seeds: Sequence[int], numbers: Sequence[int]
-    ) -> list[Episode]:
-        start = time.perf_counter()
-        steps = self.envs.reset(list(slots), list(specs), list(seeds))
-        self.player.seconds["env"] += time.perf_counter() - start
+    def _ask(self, starts: list[_Start]) -> list[_Start]:
+        with self._clock("env"):
+            self.envs.send_reset([s.slot for s in starts], [s.spec for s in starts], [s.seed for s in starts])
+        return starts
+
+    def _begin(self, starts: Sequence[_Start]) -> list[Episode]:
+        """The episodes that were asked for, in that order."""
+        if not starts:
+            return []
+        with self._clock("env"):
+            steps = self.envs.receive([s.slot for s in starts])
         vectors = self.player.encode([step.observation for step in steps])
         return [
-            Episode(spec, seed, number, step, vector, self.config.history_steps)
-            for spec, seed, number, step, vector in zip(specs, seeds, numbers, steps, vectors, strict=True)
+            Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps)
+            for s, step, vector in zip(starts, steps, vectors, strict=True)
         ]
 
-    def _step(self, slots: Sequence[int], decisions: Sequence[Decision]) -> list[Step]:
-        episodes = [self._episodes[slot] for slot in slots]
-        actions = [e.step.valid_actions[d.index] for e, d in zip(episodes, decisions, strict=True)]
-        start = time.perf_counter()
-        steps = self.envs.step(list(slots), actions)
-        self.player.seconds["env"] += time.perf_counter() - start
+    def _send(self, slots: Sequence[int], decisions: Sequence[Decision]) -> None:
+        valid = [self._episodes[slot].step.valid_actions for slot in slots]
+        with self._clock("env"):
+            self.envs.send(slots, [actions[d.index] for actions, d in zip(valid, decisions, strict=True)])
+        self._sent.update(zip(slots, decisions, strict=True))
+
+    def _receive(self, slots: Sequence[int]) -> None:
+        if not slots:
+            return
+        with self._clock("env"):
+            steps = self.envs.receive(slots)
         vectors = self.player.encode([step.observation for step in steps])
-        for e, decision, action, step, vector in zip(episodes, decisions, actions, steps, vectors, strict=True):
-            action_id = int(self.player.vocabulary.add(e.step.game, [action])[0])
-            e.advance(decision, action_id, step, vector)
-        return steps
+        for slot, step, vector in zip(slots, steps, vectors, strict=True):
+            episode, decision = self._episodes[slot], self._sent.pop(slot)
+            action = episode.step.valid_actions[decision.index]
+            episode.advance(decision, int(self.player.vocabulary.add(episode.step.game, [action])[0]), step, vector)
+
+    @contextlib.contextmanager
+    def _clock(self, name: str) -> Generator[None]:
+        start = time.perf_counter()
+        yield
+        self.player.seconds[name] += time.perf_counter() - start
 
     # ------------------------------------------------------------------------------------------------------ resume
 
@@ -126,6 +178,9 @@ class Actor:
             "faults": dict(self.envs.faults),
             "rng": self.player.rng.bit_generator.state,
             "episodes": [episode.state_dict() for episode in self._episodes],
+            "groups": len(self._groups),
+            "turn": self._turn,
+            "sent": {slot: decision_state(decision) for slot, decision in self._sent.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,26 +205,38 @@ class Actor:
         if missing:
             log.warning("the checkpoint's running episodes of %s are dropped: not in this run's games", sorted(missing))
             return
-        if saved:
-            self._replay(saved, by_name)
+        if not saved:
+            return
+        same = self._replay(saved, by_name)
+        if state["groups"] == len(self._groups):
+            self._turn = state["turn"]
+            sent = {slot: decision_from_state(d) for slot, d in state["sent"].items() if slot in same}
+            self._send(list(sent), list(sent.values()))
 
-    def _replay(self, saved: list[dict[str, Any]], by_name: dict[str, GameSpec]) -> None:
+    def _replay(self, saved: list[dict[str, Any]], by_name: dict[str, GameSpec]) -> set[int]:
+        """Play the saved episodes again; the slots in which that led to the same state as before."""
         slots = range(len(saved))
-        self._episodes = self._reset(
-            slots, [by_name[s["game"]] for s in saved], [s["seed"] for s in saved], [s["number"] for s in saved]
-        )
+        starts = [
+            _Start(slot, by_name[s["game"]], s["seed"], s["number"]) for slot, s in zip(slots, saved, strict=True)
+        ]
+        self._episodes = self._begin(self._ask(starts))
         for t in range(max(len(s["actions"]) for s in saved)):
             running = [i for i in slots if t < len(saved[i]["actions"])]
-            self._step(running, [self._past_decision(self._episodes[i], saved[i], t) for i in running])
+            self._send(running, [self._past_decision(self._episodes[i], saved[i], t) for i in running])
+            self._receive(running)
             for i in running:
                 if t + 1 == saved[i]["start"]:
                     self._cut(self._episodes[i])
-        for episode, s in zip(self._episodes, saved, strict=True):
-            if episode.step.observation.feedback != s["feedback"]:
+        same = set()
+        for slot, (episode, s) in enumerate(zip(self._episodes, saved, strict=True)):
+            if episode.step.observation.feedback == s["feedback"]:
+                same.add(slot)
+            else:
                 log.warning(
                     "game %s, seed %d, did not play back to the checkpoint's state: its episode goes on from where the "
                     "same actions lead now", s["game"], s["seed"]
                 )  # fmt: skip
+        return same
 
     def _past_decision(self, episode: Episode, saved: dict[str, Any], t: int) -> Decision:
         valid, action = episode.step.valid_actions, saved["actions"][t]

@@ -111,20 +111,23 @@ class Episode:
             "start": self.start,
             "actions": self.actions,
             "feedback": self.step.observation.feedback,
-            "decisions": [
-                {
-                    "index": d.index,
-                    "visit_probs": d.visit_probs.tolist(),
-                    "root_value": d.root_value,
-                    "prior_logprobs": None if d.prior_logprobs is None else d.prior_logprobs.tolist(),
-                }
-                for d in self.decisions
-            ],
+            "decisions": [decision_state(decision) for decision in self.decisions],
         }
 
 
+def decision_state(decision: Decision) -> dict[str, Any]:
+    """What `Episode.advance` keeps of a decision, as plain containers."""
+    prior = decision.prior_logprobs
+    return {
+        "index": decision.index,
+        "visit_probs": decision.visit_probs.tolist(),
+        "root_value": decision.root_value,
+        "prior_logprobs": None if prior is None else prior.tolist(),
+    }
+
+
 def decision_from_state(state: dict[str, Any]) -> Decision:
-    """A decision as `Episode.state_dict` wrote it."""
+    """A decision as `decision_state` wrote it."""
     prior = state["prior_logprobs"]
     return Decision(
         index=state["index"],

@@ -144,6 +144,8 @@ class Player:
     ) -> list[Decision]:
         start = time.perf_counter()
         actions, known = self._actions(episodes)
+        self.seconds["encode"] += time.perf_counter() - start
+        start = time.perf_counter()
         planner.set_actions(self.vocabulary.vectors())
         predicted = planner.root(self._contexts(episodes, planner.config.context_steps), actions, known)
         legal = actions >= 0

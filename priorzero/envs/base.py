@@ -8,6 +8,7 @@ is therefore a plain tuple ``(feedback, look, inventory)``; `priorzero.envs.vect
 from __future__ import annotations
 
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,9 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         spec: the game; ``info["game"]`` is its name.
         max_score: the best score of the game.
         goal: the task in words, where the game states one.
+
+    Attributes:
+        valid_actions_s: processor time that was spent on valid actions, in seconds.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -105,6 +109,7 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         self._last: Reply | None = None
         self._over = False
         self._empty_valid_actions = 0
+        self.valid_actions_s = 0.0
 
     @abstractmethod
     def _begin(self, seed: int | None) -> Reply:
@@ -158,7 +163,9 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         return reply.observation, float(reply.score - before.score), reply.terminated, truncated, self._info(reply)
 
     def _info(self, reply: Reply) -> dict[str, Any]:
+        start = time.process_time()
         valid = [] if self._over else self._valid_actions()
+        self.valid_actions_s += time.process_time() - start
         if not valid and not self._over:
             valid = list(FALLBACK_ACTIONS)
             self._empty_valid_actions += 1

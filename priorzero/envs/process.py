@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -47,6 +49,8 @@ class Worker:
         self.folder = folder
         folder.mkdir(parents=True)
         self._connection, theirs = Pipe()
+        self._ready = select.poll()  # made once: the connection's own poll makes a new selector each time
+        self._ready.register(self._connection.fileno(), select.POLLIN)
         arguments = [str(theirs.fileno()), str(os.getpid()), *map(os.path.abspath, sys.path)]
         with theirs, open(folder / "worker.log", "wb") as output:
             self._process = subprocess.Popen(
@@ -64,7 +68,7 @@ class Worker:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         try:
-            self._connection.send(message)
+            self._connection.send_bytes(pickle.dumps(message))
         except OSError:
             log.debug("worker %s is gone; receive will say why", self._process.pid)
 
@@ -79,10 +83,10 @@ class Worker:
             WorkerLost: if the child crashed, hung or met a bug; it has been killed.
         """
         try:
-            if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
+            if not self._ready.poll(1e3 * max(0.0, self._deadline - time.monotonic())):
                 self.stop(grace_s=0)
                 raise WorkerLost("timeout", f"no answer within {self._timeout_s:g} s")
-            kind, payload = self._connection.recv()
+            kind, payload = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             self.stop(grace_s=EXIT_GRACE_S)
             raise WorkerLost("crash", _exit_text(self._process.returncode)) from error

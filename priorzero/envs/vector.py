@@ -25,6 +25,7 @@ from priorzero.types import Observation, Step
 log = logging.getLogger(__name__)
 
 RESET_ATTEMPTS = 3
+_Reset = tuple[str, bytes, int | None]  # "reset", the pickled spec, the seed
 
 
 class VectorEnv:
@@ -40,6 +41,7 @@ class VectorEnv:
     Attributes:
         faults: how many workers were lost, by kind: "crash", "timeout".
         counts: sums of what the games counted (``info["counts"]``), for the log.
+        seconds: processor time of the workers: "step" (of resets and steps), and "valid_actions" in it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class VectorEnv:
         self.num_envs, self.timeout_s, self.reset_timeout_s = num_envs, timeout_s, reset_timeout_s
         self.faults: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {"step": 0.0, "valid_actions": 0.0}
         if scratch_dir is not None:
             Path(scratch_dir).mkdir(parents=True, exist_ok=True)
         self._scratch = Path(tempfile.mkdtemp(prefix="priorzero-games-", dir=scratch_dir)).absolute()
@@ -59,31 +62,31 @@ class VectorEnv:
         self._closer = weakref.finalize(self, _stop_all, self._workers, self._scratch, self._keep)
         self._workers.extend(self._start() for _ in range(num_envs))
         self._last: list[Step | None] = [None] * num_envs
-        self._waiting: set[int] = set()
+        self._waiting: dict[int, _Reset | None] = {}  # the reset that was asked for; None: a step
 
     def reset(self, slots: Sequence[int], specs: Sequence[GameSpec], seeds: Sequence[int | None]) -> list[Step]:
-        """Starts an episode in each slot. A lost worker is replaced and asked again, three times in all.
-
-        Args:
-            slots: distinct slots, 0 to ``num_envs - 1``.
-            specs: the game of each slot.
-            seeds: the seed of each episode; None is the game's own (the one of a Jericho walkthrough).
-
-        Raises:
-            EnvError: (or StoryError) for a game that cannot be built, at once; or if three workers in a row were lost.
-        """
-        self._check(slots)
-        requests = [("reset", pickle.dumps(spec), seed) for spec, seed in zip(specs, seeds, strict=True)]
-        for slot, request in zip(slots, requests, strict=True):
-            if slot in self._waiting:  # left over from an interrupted step
-                self._replace(slot)
-            self._request(slot, request, self.reset_timeout_s)
-        return self._settle(slots, [self._receive_reset(*pair) for pair in zip(slots, requests, strict=True)])
+        """Starts an episode in each slot: `send_reset`, then `receive`."""
+        self.send_reset(slots, specs, seeds)
+        return self.receive(slots)
 
     def step(self, slots: Sequence[int], actions: Sequence[str]) -> list[Step]:
         """Plays one action in each slot: `send`, then `receive`."""
         self.send(slots, actions)
         return self.receive(slots)
+
+    def send_reset(self, slots: Sequence[int], specs: Sequence[GameSpec], seeds: Sequence[int | None]) -> None:
+        """Begins to start an episode in each slot.
+
+        Args:
+            slots: distinct slots, 0 to ``num_envs - 1``.
+            specs: the game of each slot.
+            seeds: the seed of each episode; None is the game's own (the one of a Jericho walkthrough).
+        """
+        self._check(slots)
+        for slot, spec, seed in zip(slots, specs, seeds, strict=True):
+            if slot in self._waiting:  # left over from an interrupted step
+                self._replace(slot)
+            self._request_reset(slot, ("reset", pickle.dumps(spec), seed))
 
     def send(self, slots: Sequence[int], actions: Sequence[str]) -> None:
         """Starts one action in each slot.
@@ -100,19 +103,23 @@ class VectorEnv:
                 state = "has not begun" if last is None else f"of {last.game} is over"
                 raise EnvError(f"The episode in slot {slot} {state}: call reset before step.")
         for slot, action in zip(slots, actions, strict=True):
-            self._request(slot, ("step", action), self.timeout_s)
+            self._workers[slot].send(("step", action), self.timeout_s)
+            self._waiting[slot] = None
 
     def receive(self, slots: Sequence[int]) -> list[Step]:
-        """Waits for the answers to `send`. A lost worker is replaced, and its step is truncated with a ``fault``.
+        """Waits for the answers to `send` and `send_reset`.
+
+        A lost worker is replaced. Its step is truncated with a ``fault``; its reset is asked again, three times in all.
 
         Raises:
-            EnvError: if nothing was sent to a slot.
+            EnvError: if nothing was sent to a slot; (or StoryError) for a game that cannot be built; or if three
+                workers in a row were lost in a reset.
         """
         self._check(slots)
         idle = [slot for slot in slots if slot not in self._waiting]
         if idle:
             raise EnvError(f"Nothing was sent to the slots {idle}: call send before receive.")
-        return self._settle(slots, [self._receive_step(slot) for slot in slots])
+        return self._settle(slots, [self._receive(slot, self._waiting[slot]) for slot in slots])
 
     def walkthrough(self, spec: GameSpec) -> list[str] | None:
         """Actions that win the game from ``seed=None``, if known. For tests and tools, never for agents."""
@@ -153,11 +160,11 @@ class VectorEnv:
         if not self._keep:
             shutil.rmtree(self._workers[slot].folder, ignore_errors=True)
         self._workers[slot] = self._start()
-        self._waiting.discard(slot)
+        self._waiting.pop(slot, None)
 
-    def _request(self, slot: int, message: tuple[Any, ...], timeout_s: float) -> None:
-        self._workers[slot].send(message, timeout_s)
-        self._waiting.add(slot)
+    def _request_reset(self, slot: int, request: _Reset) -> None:
+        self._workers[slot].send(request, self.reset_timeout_s)
+        self._waiting[slot] = request
 
     def _lose(self, slot: int, lost: WorkerLost) -> None:
         worker = self._workers[slot]
@@ -165,7 +172,10 @@ class VectorEnv:
         log.warning("the game worker of slot %d was lost (%s) and is replaced. %s", slot, lost, worker.log_tail())
         self._replace(slot)
 
-    def _receive_reset(self, slot: int, request: tuple[Any, ...]) -> Step | EnvError:
+    def _receive(self, slot: int, reset: _Reset | None) -> Step | EnvError:
+        return self._receive_step(slot) if reset is None else self._receive_reset(slot, reset)
+
+    def _receive_reset(self, slot: int, request: _Reset) -> Step | EnvError:
         self._last[slot] = None
         for attempt in range(1, RESET_ATTEMPTS + 1):
             try:
@@ -177,7 +187,7 @@ class VectorEnv:
                 self._lose(slot, lost)
                 reason = f"The game in slot {slot} could not be started in {attempt} attempts ({lost}). {tail}"
             if attempt < RESET_ATTEMPTS:
-                self._request(slot, request, self.reset_timeout_s)
+                self._request_reset(slot, request)
         return EnvError(reason)
 
     def _receive_step(self, slot: int) -> Step | EnvError:
@@ -193,13 +203,16 @@ class VectorEnv:
 
     def _read(self, slot: int) -> Step:
         payload = self._workers[slot].receive()
-        self.counts.update(payload[-1].get("counts", {}))
+        info = payload[-1]
+        self.counts.update(info.get("counts", {}))
+        for name, seconds in info["seconds"].items():
+            self.seconds[name] += seconds
         return _step(payload)
 
     def _settle(self, slots: Sequence[int], answers: Sequence[Step | EnvError]) -> list[Step]:
         """Records what every slot answered, then raises the first error if there is one."""
         for slot, answer in zip(slots, answers, strict=True):
-            self._waiting.discard(slot)
+            self._waiting.pop(slot, None)
             if isinstance(answer, Step):
                 self._last[slot] = answer
         steps: list[Step] = []

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from priorzero.envs.base import EnvError, GameSpec
+from priorzero.envs.base import EnvError, GameSpec, TextGame
 
 OPEN_GAMES = 4
 _MAX_FILE_BYTES = 1 << 26  # a game that prints without end must not fill the disk
@@ -47,9 +47,10 @@ class Games:
         """Starts an episode of a game, opening the game if it is not open yet."""
         self._current = None  # a failed reset must not leave the old episode playable
         env = self._env(pickle.loads(pickled_spec))
+        clock = _Clock(env)
         observation, info = env.reset(seed=seed)
         self._current = env
-        return tuple(observation), 0.0, False, False, info
+        return tuple(observation), 0.0, False, False, info | {"seconds": clock.seconds()}
 
     def step(self, action: str) -> tuple[Any, ...]:
         """Plays one action.
@@ -59,8 +60,9 @@ class Games:
         """
         if self._current is None:
             raise EnvError("No episode has begun in this worker: call reset before step.")
-        observation, *rest = self._current.step(action)
-        return tuple(observation), *rest
+        clock = _Clock(self._current)
+        observation, *rest, info = self._current.step(action)
+        return tuple(observation), *rest, info | {"seconds": clock.seconds()}
 
     def _env(self, spec: GameSpec) -> gymnasium.Env:
         if spec not in self._open:
@@ -72,15 +74,29 @@ class Games:
         return self._open[spec]
 
 
+class _Clock:
+    """Processor time since it was made: all of it, and what the game spent on valid actions."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        self._env = env
+        self._start, self._valid = time.process_time(), self._valid_actions_s()
+
+    def _valid_actions_s(self) -> float:
+        return self._env.valid_actions_s if isinstance(self._env, TextGame) else 0.0
+
+    def seconds(self) -> dict[str, float]:
+        return {"step": time.process_time() - self._start, "valid_actions": self._valid_actions_s() - self._valid}
+
+
 def serve(connection: Connection) -> None:
     """Answers requests until the other end of the pipe closes."""
     games = Games()
     while True:
         try:
-            command, *arguments = connection.recv()
+            command, *arguments = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        connection.send(tuple(_answer(games, command, arguments)))
+        connection.send_bytes(pickle.dumps(tuple(_answer(games, command, arguments))))
 
 
 def _answer(games: Games, command: str, arguments: list[Any]) -> Answer:

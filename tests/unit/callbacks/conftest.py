@@ -63,7 +63,9 @@ def make_collector(envs: VectorEnv, player: Player) -> Iterator[Callable[..., Co
         game: CorridorSpec | None = None,
         **changes,
     ) -> Collector:
-        config = CollectConfig(num_envs=2, policy="random", segment_steps=4, history_steps=0, gamma=0.9, seed=0)
+        config = CollectConfig(
+            num_envs=2, groups=1, policy="random", segment_steps=4, history_steps=0, gamma=0.9, seed=0
+        )  # fmt: skip
         actor = Actor(envs, [game or CorridorSpec(4)], player, config)
         replay = Replay(10_000, prioritised=True, alpha=1.0, beta=0.4, gamma=0.9, seed=0)
         settings = {"kind": kind, "env_steps_per_round": 10, "finish_first": False}

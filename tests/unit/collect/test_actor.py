@@ -1,7 +1,10 @@
 import io
 import itertools
 import logging
+import os
+import signal
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +13,21 @@ import torch
 from toy_games import CorridorSpec
 
 from priorzero.collect.actor import Actor, CollectConfig
+from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment
 
 GAMES = (CorridorSpec(3), CorridorSpec(4))
 
 
 def collect_config(**changes) -> CollectConfig:
-    settings = {"num_envs": 2, "policy": "random", "segment_steps": 3, "history_steps": 2, "gamma": 0.9, "seed": 0}
-    return CollectConfig(**(settings | changes))
+    settings = {"num_envs": 2, "groups": 1, "policy": "random", "segment_steps": 3}
+    return CollectConfig(**(settings | {"history_steps": 2, "gamma": 0.9, "seed": 0} | changes))
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[VectorEnv]:
+    with VectorEnv(4, timeout_s=20, reset_timeout_s=30) as vector:
+        yield vector
 
 
 def saved(state: dict) -> dict:
@@ -41,15 +51,20 @@ def same(a: Segment, b: Segment) -> bool:
     return replace(a, **empty) == replace(b, **empty)
 
 
+@pytest.mark.parametrize(("groups", "steps"), [(1, 80), (2, 39)])  # of 2 groups the second lands one tick later
 @pytest.mark.parametrize("policy", ["random", "wm_prior"])
-def test_every_step_is_in_exactly_one_segment(policy, envs, make_player):
-    actor = Actor(envs, GAMES, make_player(), collect_config(policy=policy))
+def test_every_step_is_in_exactly_one_segment(policy, groups, steps, envs, make_player):
+    actor = Actor(envs, GAMES, make_player(), collect_config(policy=policy, groups=groups))
+    check_segments(actor, [segment for _ in range(40) for segment in actor.tick()])
+    assert actor.env_steps == steps
+
+
+def check_segments(actor: Actor, segments: list[Segment]) -> None:
+    """All steps that were played are in the segments, once and in order, or wait for theirs."""
     episodes = defaultdict(list)
-    for _ in range(40):
-        for segment in actor.tick():
-            episodes[segment.episode].append(segment)
-    assert actor.env_steps == 80
-    assert sum(len(s) for segments in episodes.values() for s in segments) + actor.pending == 80
+    for segment in segments:
+        episodes[segment.episode].append(segment)
+    assert sum(map(len, segments)) + actor.pending == actor.env_steps
     done = [segments for segments in episodes.values() if segments[-1].terminated or segments[-1].truncated]
     assert len(done) == actor.finished == len(actor.results)
     for segments in episodes.values():
@@ -82,25 +97,87 @@ def test_segments_carry_the_versions_that_played(envs, make_player):
     assert {(s.world_model_version, s.policy_version) for s in actor.tick()} == {(4, 2)}
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("policy", ["random", "prior", "wm_prior"])
 @pytest.mark.parametrize("ticks", [0, 1, 4, 11])
-def test_goes_on_from_its_state(policy, ticks, envs, make_player):
+def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
     player = make_player()
-    actor = Actor(envs, GAMES, player, collect_config(policy=policy))
+    actor = Actor(envs, GAMES, player, collect_config(policy=policy, groups=groups))
     for _ in range(ticks):
         actor.tick()
     state, vocabulary = saved(actor.state_dict()), player.vocabulary.state_dict()
     expected = [segment for _ in range(10) for segment in actor.tick()]
     other = make_player(seed=1)
     other.vocabulary.load_state_dict(vocabulary)
-    resumed = Actor(envs, GAMES, other, collect_config(policy=policy))
+    resumed = Actor(envs, GAMES, other, collect_config(policy=policy, groups=groups))
     resumed.load_state_dict(state)
     found = [segment for _ in range(10) for segment in resumed.tick()]
     assert len(found) == len(expected)
     assert all(map(same, expected, found))
     assert (resumed.env_steps, resumed.started, resumed.finished) == (actor.env_steps, actor.started, actor.finished)
     assert list(resumed.results) == list(actor.results)
+
+
+def test_one_group_plays_while_the_other_is_decided_for(four, make_player, monkeypatch):
+    player = make_player()
+    actor = Actor(four, GAMES, player, collect_config(num_envs=4, groups=2, policy="wm"))
+    seen, decide = [], player.decide
+
+    def spy(policy, episodes, *, explore):
+        slots = [i for i, running in enumerate(actor._episodes) if any(running is e for e in episodes)]
+        seen.append((slots, sorted(four._waiting)))
+        return decide(policy, episodes, explore=explore)
+
+    monkeypatch.setattr(player, "decide", spy)
+    for _ in range(5):
+        actor.tick()
+    assert seen == [([0, 1], []), ([2, 3], [0, 1]), ([0, 1], [2, 3]), ([2, 3], [0, 1]), ([0, 1], [2, 3])]
+    assert actor.env_steps == 8
+
+
+def test_groups_repeat_with_their_seed_and_need_not_be_equal(four, make_player):
+    def collect(groups: int) -> list[Segment]:
+        actor = Actor(four, GAMES, make_player(), collect_config(num_envs=4, groups=groups, policy="wm_prior"))
+        segments = [segment for _ in range(12 * groups) for segment in actor.tick()]
+        check_segments(actor, segments)
+        return segments
+
+    for groups in (2, 3):
+        first, second = collect(groups), collect(groups)
+        assert len(first) == len(second) > 10
+        assert all(map(same, first, second))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_lost_worker_ends_one_episode_and_no_step_is_lost(groups, four, make_player):
+    actor = Actor(four, GAMES, make_player(), collect_config(num_envs=4, groups=groups))
+    before, segments = four.faults["crash"], []
+    for tick in range(12):
+        if tick == 4:
+            assert (3 in four._waiting) == (groups == 2)  # its action is being played if groups take turns
+            os.kill(four._workers[3]._process.pid, signal.SIGKILL)
+        segments += actor.tick()
+    assert four.faults["crash"] == before + 1
+    faults = [result for result in actor.results if result.fault]
+    assert [(result.fault, result.terminated) for result in faults] == [
+        ("crash: the process was killed by SIGKILL", False)
+    ]
+    check_segments(actor, segments)
+
+
+def test_another_number_of_groups_begins_with_the_first(four, make_player):
+    actor = Actor(four, GAMES, make_player(), collect_config(num_envs=4, groups=2))
+    before = [segment for _ in range(3) for segment in actor.tick()]
+    other = Actor(four, GAMES, make_player(), collect_config(num_envs=4, groups=4))
+    other.load_state_dict(saved(actor.state_dict()))
+    check_segments(other, [*before, *(segment for _ in range(40) for segment in other.tick())])
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_groups_are_within_the_number_of_games(groups):
+    with pytest.raises(ValueError, match=rf"collector.groups is {groups}: .* up to collector.num_envs \(2\)"):
+        collect_config(groups=groups)
 
 
 def test_games_that_are_gone_drop_the_running_episodes(envs, make_player, caplog):

@@ -52,6 +52,20 @@ def test_send_returns_before_the_answer(envs: VectorEnv):
         envs.receive([0])
 
 
+def test_resets_and_steps_are_received_together(envs: VectorEnv, marks: str):
+    envs.reset([0], [FakeSpec()], [1])
+    before = dict(envs.seconds)
+    envs.send([0], ["up"])
+    envs.send_reset([1], [FakeSpec(trouble="exit", times=1, marks=marks)], [7])
+    stepped, fresh = envs.receive([0, 1])
+    assert (stepped.reward, stepped.fault) == (1, "")
+    assert (fresh.observation.feedback, fresh.reward, fresh.fault) == ("seed 7", 0, "")
+    spent = {name: envs.seconds[name] - before[name] for name in before}
+    assert spent["step"] > spent["valid_actions"] > 0
+    with pytest.raises(EnvError, match=r"Nothing was sent to the slots \[1\]"):
+        envs.receive([1])
+
+
 def test_reset_drops_an_answer_that_nobody_fetched(envs: VectorEnv):
     envs.reset([0], [FakeSpec()], [1])
     envs.send([0], ["up"])
