@@ -14,6 +14,7 @@ those are within noise.
 from __future__ import annotations
 
 import logging
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,8 @@ class PromptConfig:
         history_steps: how many past turns are shown at most; 0 shows none.
         max_tokens: budget of the whole prompt, answer prefix and reasoning included, answers not.
         show: the parts of the current observation that are shown: feedback, look, inventory.
-        show_valid_actions: list the valid actions.
+        show_valid_actions: list the valid actions. Their order depends on the situation and has no meaning: sorted, the
+            first of them would be a habit that is right often enough to keep a model from reading the rest.
         show_rewards: write the reward after an action of the history that got one.
         truncate_observation: where the current observation alone is too long, cut the end of the room description,
             then of the feedback (logged and counted) instead of raising.
@@ -193,7 +195,9 @@ class PromptBuilder:
     def _chat(self, situation: Situation, turns: Sequence[str]) -> Chat:
         goal = squeeze(situation.goal)
         current = _without(observation_text(self._shown(situation.observation)), goal)
-        listing = "Valid actions: " + "; ".join(situation.valid_actions) if self.config.show_valid_actions else ""
+        listing = (
+            f"Valid actions: {_listed(situation.valid_actions, current)}" if self.config.show_valid_actions else ""
+        )
         user = _lines(self.format.instruction, f"Goal: {goal}" if goal else "", *turns, current, listing)
         return Message("system", self._system(goal)), Message("user", user)
 
@@ -285,6 +289,11 @@ def _without(text: str, goal: str) -> str:
     """``text`` without the goal, which the prompt states elsewhere."""
     goal = squeeze(goal)
     return squeeze(text.replace(goal, "")) if goal else text
+
+
+def _listed(actions: Sequence[str], where: str) -> str:
+    """The actions, mixed: always in the same order after the same text ``where``."""
+    return "; ".join(sorted(actions, key=lambda action: zlib.crc32(f"{where}\n{action}".encode())))
 
 
 def _lines(*parts: str) -> str:

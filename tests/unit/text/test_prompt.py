@@ -50,9 +50,20 @@ def test_whole_prompt():
         "The door opens.\n> go north (+5 points)\n"
         "You see a coin.\n> take coin (-2 points)\n"
         "You walk north.\nHall\nA long hall.\nYou carry nothing.\n"
-        "Valid actions: go north; look<|im_end|>\n"
+        "Valid actions: look; go north<|im_end|>\n"
         "<|im_start|>assistant\nAction:"
     )
+
+
+def test_the_order_of_the_valid_actions_is_fixed_for_a_situation_and_means_nothing():
+    actions = tuple(f"take {thing}" for thing in ("axe", "bag", "cup", "dog"))
+    firsts = set()
+    for i in range(40):
+        situation = Situation(Observation("", f"Room {i}.", ""), actions)
+        listed = build(show_valid_actions=True).text(situation).split("Valid actions: ")[1].split("<|im_end|>")[0]
+        assert sorted(listed.split("; ")) == list(actions)
+        firsts.add(listed.split("; ")[0])
+    assert firsts == set(actions)
 
 
 def test_prompt_is_the_text_in_tokens():
