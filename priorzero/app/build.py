@@ -14,7 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from priorzero.app.learners import Learner, build_learners
+from priorzero.app.learners import Learner, build_learners, reanalysis_config
 from priorzero.app.models import build_models, plain
 from priorzero.app.refusals import check_config, refusing
 from priorzero.app.schedule import Round, rounds
@@ -81,6 +81,7 @@ def build_run(cfg: DictConfig) -> Run:
 
 
 def _build(cfg: DictConfig, schedule: list[Round], games: GameSet) -> Run:
+    reanalysis_config(cfg)  # as the planner's options, refused before anything is loaded
     playing, evaluating = (np.random.default_rng(seed) for seed in np.random.SeedSequence(cfg.seed).spawn(2))
     models = build_models(cfg, playing)
     replay = build_replay(cfg)

@@ -12,13 +12,16 @@ import lightning
 import numpy as np
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
 
-from priorzero.app.models import Models
+from priorzero.app.models import Models, build_planner, planner_options
+from priorzero.app.reanalysis import Reanalyser
 from priorzero.app.tokens import build_token_module, build_token_stream, learns_from_answers, policy_updates
 from priorzero.callbacks.rounds import RoundReport
 from priorzero.callbacks.weights import WeightSync
 from priorzero.data.collate import world_model_batch
 from priorzero.data.datamodule import PriorZeroData
+from priorzero.data.reanalysis import FreshPolicies, ReanalysisConfig
 from priorzero.data.streams import (
     PolicyDataConfig,
     PolicyStream,
@@ -60,8 +63,10 @@ def build_learners(run: Run, models: Models) -> None:
         target=instantiate(cfg.world_model.target),
         optim=instantiate(cfg.world_model.optim),
     )
+    if cfg.world_model.compile:
+        world_model.compile_network()
     if "world_model" in trained:
-        stream = build_world_model_stream(run)
+        stream = build_world_model_stream(run, world_model)
         run.learners["world_model"] = build_learner(run, "world_model", world_model, stream, evaluates=True)
     if "policy" in trained:
         if models.language_model is None:
@@ -103,13 +108,49 @@ def build_source(run: Run, *, limited: bool) -> Source:
     )
 
 
-def build_world_model_stream(run: Run) -> WorldModelStream:
-    """Windows for the world model."""
+def build_world_model_stream(run: Run, world_model: WorldModelModule) -> WorldModelStream:
+    """Windows for the world model, some of them searched again where the configuration asks for it."""
     data = run.cfg.data
     config = WorldModelDataConfig(
         batch_size=data.batch_size, unroll=data.unroll, bootstrap=data.td_steps, max_known=data.max_known
     )
-    return WorldModelStream(build_source(run, limited=True), run.vocabulary, config, seed=run.cfg.seed)
+    asked = reanalysis_config(run.cfg)
+    fresh = None
+    if asked.ratio:
+        search = build_reanalyser(run, world_model, asked.states)
+        fresh = FreshPolicies(run.replay, search, ratio=asked.ratio, unroll=data.unroll)
+    source = build_source(run, limited=True)
+    return WorldModelStream(source, run.vocabulary, config, seed=run.cfg.seed, fresh=fresh)
+
+
+def reanalysis_config(cfg: DictConfig) -> ReanalysisConfig:
+    """How much is searched again.
+
+    Raises:
+        ValueError: a number is out of its range, or no world model trains.
+    """
+    config = ReanalysisConfig(ratio=cfg.data.reanalysis_ratio, states=cfg.data.reanalysis_states)
+    if config.ratio and cfg.schedule.mode == "llm":
+        raise ValueError(
+            f"data.reanalysis_ratio={config.ratio} makes targets for the world model, and mode=llm trains none: set it "
+            "to 0, or use another mode"
+        )
+    return config
+
+
+def build_reanalyser(run: Run, world_model: WorldModelModule, states: int) -> Reanalyser:
+    """Searches with the weights as they are now, on a planner of its own: the collector may be using the other one."""
+    player = run.collector.actor.player
+    return Reanalyser(
+        planner=build_planner(run.cfg, world_model.model.config, planner_options(run.cfg)),
+        newest=world_model.model.state_dict,
+        vocabulary=run.vocabulary,
+        search=player.search_config,
+        root_prior=player.root_prior,
+        env_steps=lambda: run.collector.actor.env_steps,
+        states=states,
+        seconds=player.seconds,
+    )
 
 
 def build_policy_stream(

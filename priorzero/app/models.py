@@ -17,7 +17,7 @@ from priorzero.prior.llm import LLMPrior
 from priorzero.text.prompt import PromptBuilder
 from priorzero.text.vocabulary import ActionVocabulary
 from priorzero.world_model.model import UniZero, UniZeroConfig
-from priorzero.world_model.planner import Planner, PlannerConfig
+from priorzero.world_model.planner import Planner, PlannerConfig, PlannerOptions, make_planner
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,16 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def build_models(cfg: DictConfig, rng: np.random.Generator) -> Models:
-    """Encoder, world model, language model and the player that uses them."""
+    """Encoder, world model, language model and the player that uses them.
+
+    Raises:
+        ValueError: something cannot work; the options of the planner are looked at before anything is loaded.
+    """
+    options = planner_options(cfg)
     encoder = instantiate(cfg.encoder)
     vocabulary = ActionVocabulary(encoder.encode, encoder.width)
     world_model = UniZero(network_config(cfg, encoder.width))
-    planner = Planner(
-        UniZero(world_model.config),
-        PlannerConfig(
-            context_steps=cfg.world_model.context_steps,
-            top_k=cfg.world_model.top_k,
-            simulations=cfg.search.config.simulations,
-        ),
-        device=cfg.trainer.device,
-    )
+    planner = build_planner(cfg, world_model.config, options)
     planner.load_weights(world_model.state_dict())
     language_model, prior = build_llm(cfg)
     player = Player(
@@ -62,6 +59,21 @@ def build_models(cfg: DictConfig, rng: np.random.Generator) -> Models:
         rng=rng,
     )
     return Models(player, world_model, language_model)
+
+
+def planner_options(cfg: DictConfig) -> PlannerOptions:
+    """How every planner of the run computes."""
+    return PlannerOptions(device=cfg.trainer.device, **plain(cfg.world_model.planner))
+
+
+def build_planner(cfg: DictConfig, network: UniZeroConfig, options: PlannerOptions) -> Planner:
+    """A planner with a network of its own, whose weights are still to be loaded."""
+    sizes = PlannerConfig(
+        context_steps=cfg.world_model.context_steps,
+        top_k=cfg.world_model.top_k,
+        simulations=cfg.search.config.simulations,
+    )
+    return make_planner(UniZero(network), sizes, options)
 
 
 def network_config(cfg: DictConfig, sentence_width: int) -> UniZeroConfig:

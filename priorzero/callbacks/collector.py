@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +134,11 @@ class Collector(lightning.Callback):
             "collect/policy_version": float(actor.versions[1]),
             "collect/vocabulary": float(len(player.vocabulary)),
             "replay/steps": float(len(self.replay)),
+            "replay/reanalysed": float(self.replay.reanalysed),
             "text/encoder_hit_rate": player.encoder.hit_rate,
         }
-        metrics |= {f"time/{name}_s": seconds for name, seconds in player.seconds.items()}
+        metrics |= {f"time/{name}_s": seconds for name, seconds in dict(player.seconds).items()}
+        metrics |= valid_action_metrics(dict(actor.envs.counts))
         if results:
             metrics["collect/return"] = sum(r.score for r in results) / len(results)
             metrics["collect/score_fraction"] = sum(r.score / max(r.max_score, 1) for r in results) / len(results)
@@ -151,3 +153,19 @@ class Collector(lightning.Callback):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+def valid_action_metrics(counts: Mapping[str, int]) -> dict[str, float]:
+    """``valid_actions/...``: what the games counted while they looked for valid actions.
+
+    ``valid_actions/recall`` is the share of the effects found by audits that the fast search would have found too;
+    absent as long as there was no audit.
+
+    Args:
+        counts: see `priorzero.envs.actions.ActionFinder` and `priorzero.envs.action_cache.ActionCache`; empty for games
+            that know their valid actions.
+    """
+    metrics = {f"valid_actions/{name}": float(count) for name, count in counts.items()}
+    if counts.get("audit_effects"):
+        metrics["valid_actions/recall"] = counts["audit_found"] / counts["audit_effects"]
+    return metrics

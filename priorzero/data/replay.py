@@ -70,6 +70,9 @@ class Replay:
         gamma: discount of the returns that are filled in when an episode ends.
         seed: of the draws.
 
+    Attributes:
+        reanalysed: how many drawn states were searched again before they were learned from; counted by who does it.
+
     Raises:
         ValueError: no room for even one step.
     """
@@ -88,6 +91,7 @@ class Replay:
         self._lock = threading.Lock()
         self._next_serial = 0
         self._steps_added = 0
+        self.reanalysed = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -291,6 +295,7 @@ class Replay:
                 "mass": torch.from_numpy(self._steps.mass.copy()),
                 "next_serial": self._next_serial,
                 "steps_added": self._steps_added,
+                "reanalysed": self.reanalysed,
                 "rng": self._rng.bit_generator.state,
             }
         serials = torch.tensor(list(segments), dtype=torch.int64)
@@ -307,6 +312,7 @@ class Replay:
             self._insert(segments, state["mass"].numpy().copy())
             self._next_serial = int(state["next_serial"])
             self._steps_added = int(state["steps_added"])
+            self.reanalysed = int(state.get("reanalysed", 0))  # checkpoints of version 0.1.0 count none
             self._rng.bit_generator.state = state["rng"]
             while len(self) > self.capacity_steps:
                 self._evict()

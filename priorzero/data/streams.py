@@ -20,6 +20,7 @@ from torch import Tensor
 
 from priorzero.data.collate import Pack, policy_batch, world_model_batch
 from priorzero.data.limiter import POLL_S, RateLimiter
+from priorzero.data.reanalysis import FreshPolicies
 from priorzero.data.replay import Draw, Replay
 from priorzero.rl.advantages import AdvantageNormaliser, Normalisation, ReturnBaseline
 from priorzero.text.prompt import PromptBuilder
@@ -108,15 +109,30 @@ class WorldModelDataConfig:
 
 
 class WorldModelStream:
-    """Windows drawn by the replay's own rule. A window counts as one sample."""
+    """Windows drawn by the replay's own rule. A window counts as one sample.
+
+    Args:
+        source: where to draw.
+        vocabulary: knows all actions of the segments.
+        config: what a batch looks like.
+        seed: of absorbing actions and negatives.
+        fresh: gives some windows new policy targets, None: all keep those that they were played with.
+    """
 
     def __init__(
-        self, source: Source, vocabulary: ActionVocabulary, config: WorldModelDataConfig, *, seed: int
+        self,
+        source: Source,
+        vocabulary: ActionVocabulary,
+        config: WorldModelDataConfig,
+        *,
+        seed: int,
+        fresh: FreshPolicies | None = None,
     ) -> None:
         self.source = source
         self.batches = 0
         self._vocabulary = vocabulary
         self._config = config
+        self._fresh = fresh
         self._rng = np.random.default_rng(seed)
 
     def __iter__(self) -> Iterator[WorldModelBatch]:
@@ -127,9 +143,10 @@ class WorldModelStream:
         self.source.admit(config.batch_size)
         draw = self.source.replay.sample_ids(config.batch_size)
         self.source.taken(config.batch_size)
+        segments = draw.segments if self._fresh is None else self._fresh(draw, self.batches)
         self.batches += 1
         return world_model_batch(
-            draw.segments,
+            segments,
             draw.steps,
             unroll=config.unroll,
             bootstrap=config.bootstrap,

@@ -2,7 +2,7 @@
 
 from priorzero.search.gumbel import GumbelConfig, GumbelResult, gumbel_search
 from priorzero.search.reanalyse import Reanalysis, StoredStates, reanalyse
-from priorzero.search.root import add_noise, choose, entropy_weight, masked_softmax, mix_priors
+from priorzero.search.root import add_noise, choose, entropy_weight, llm_weights, masked_softmax, mix_priors
 from priorzero.search.search import Model, SearchConfig, TreeModel, search
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "choose",
     "entropy_weight",
     "gumbel_search",
+    "llm_weights",
     "masked_softmax",
     "mix_priors",
     "reanalyse",

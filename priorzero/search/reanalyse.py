@@ -28,7 +28,7 @@ class StoredStates:
     context: Context  # n rows
     actions: np.ndarray  # [n, A] int32 ids of the valid actions, -1 where padded
     known: np.ndarray  # [n, V] bool, the actions that imagined states may offer
-    prior_probs: np.ndarray | None = None  # [n, A] float32 of the language model, None where none was asked
+    prior_probs: np.ndarray | None = None  # [n, A] float32 of the language model, None if it was never asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,12 @@ class Reanalysis:
 
 
 def reanalyse(
-    planner: RootModel, states: StoredStates, config: SearchConfig | GumbelConfig, *, llm_weight: float, batch: int
+    planner: RootModel,
+    states: StoredStates,
+    config: SearchConfig | GumbelConfig,
+    *,
+    llm_weight: np.ndarray | float,
+    batch: int,
 ) -> Reanalysis:
     """Searches ``n`` stored states as in an evaluation: no noise.
 
@@ -48,7 +53,8 @@ def reanalyse(
         planner: the model, with the newest weights.
         states: n of them.
         config: which search, and its constants.
-        llm_weight: share of ``prior_probs`` in the root's prior; without them the world model's policy stands alone.
+        llm_weight: share of ``prior_probs`` in the root's prior, one number or [n]; without them the world model's
+            policy stands alone, as it does in rows of share 0.
         batch: most trees in one search; 256 to 1024 on a GPU, 32 on a CPU core.
 
     Raises:
@@ -56,10 +62,9 @@ def reanalyse(
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    parts = [
-        _search_again(planner, _rows(states, slice(start, start + batch)), config, llm_weight)
-        for start in range(0, len(states.actions), batch)
-    ]
+    weight = np.broadcast_to(llm_weight, len(states.actions))
+    chunks = [slice(start, start + batch) for start in range(0, len(states.actions), batch)]
+    parts = [_search_again(planner, _rows(states, rows), config, weight[rows]) for rows in chunks]
     if not parts:
         return Reanalysis(np.zeros(states.actions.shape, np.float32), np.zeros(0, np.float32))
     policies, values = zip(*parts, strict=True)
@@ -74,7 +79,7 @@ def _rows(states: StoredStates, rows: slice) -> StoredStates:
 
 
 def _search_again(
-    planner: Any, states: StoredStates, config: SearchConfig | GumbelConfig, llm_weight: float
+    planner: Any, states: StoredStates, config: SearchConfig | GumbelConfig, llm_weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     said = planner.root(states.context, states.actions, states.known)
     probs = masked_softmax(said.logits, states.actions >= 0)

@@ -35,6 +35,29 @@ def mix_priors(wm_probs: np.ndarray, llm_probs: np.ndarray, llm_weight: np.ndarr
     return ((1 - weight) * wm_probs + weight * llm_probs).astype(np.float32)
 
 
+def llm_weights(
+    llm_probs: np.ndarray, legal: np.ndarray, *, start: float, end: float, done: float, unsure: float | None
+) -> np.ndarray:
+    """Weight of the language model's prior in every row: annealed, and lower where it has no opinion.
+
+    Args:
+        llm_probs: [B, A], rows sum to 1.
+        legal: [B, A] bool.
+        start: Weight at ``done`` 0.
+        end: Weight at ``done`` 1; linear in between.
+        done: How much of the annealing is done, 0..1.
+        unsure: Weight at full entropy, where it is below the annealed one; see `entropy_weight`. None: the same in
+            every row.
+
+    Returns:
+        [B] float32.
+    """
+    weight = start + done * (end - start)
+    if unsure is not None:
+        return entropy_weight(llm_probs, legal, min(unsure, weight), weight)
+    return np.full(len(llm_probs), weight, np.float32)
+
+
 def masked_softmax(logits: np.ndarray, legal: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """``softmax(logits / temperature)`` over the legal actions, 0 elsewhere.
 

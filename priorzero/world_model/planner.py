@@ -18,7 +18,10 @@ from priorzero.world_model.device import DeviceEngine
 from priorzero.world_model.device_tree import Gumbel, Puct
 from priorzero.world_model.graphs import Sizes
 from priorzero.world_model.host import HostEngine
+from priorzero.world_model.linear import PRECISIONS
 from priorzero.world_model.model import UniZero
+
+TREES = ("auto", "host", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,56 @@ class PlannerConfig:
     context_steps: int  # C: how many steps, the current one included, the root is encoded from
     top_k: int  # K: how many known actions an imagined state offers to the search
     simulations: int  # the most nodes a search may add
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerOptions:
+    """How a planner runs: what changes its speed, and what it says by no more than rounding.
+
+    Raises:
+        ValueError: an unknown name, or options that do not go together; they are named as in the configuration.
+    """
+
+    device: str
+    precision: str  # auto (bfloat16 on a CUDA device, float32 elsewhere), or one of `linear.PRECISIONS`
+    tree: str  # one of `TREES`; auto: beside the network on a CUDA device, in the host's memory elsewhere
+    compiled: bool  # fuse the small operations of a simulation with torch.compile
+
+    def __post_init__(self) -> None:
+        for name, known in (("precision", ("auto", *PRECISIONS)), ("tree", TREES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"world_model.planner.{name}={getattr(self, name)}: use one of {', '.join(known)}")
+        where = f"on trainer.device={self.device} with world_model.planner.tree={self.tree}"
+        if self.precision == "int8" and not self.on_host:
+            raise ValueError(
+                f"world_model.planner.precision=int8 cannot be had {where}: it needs a CPU with the trees on the host; "
+                "use auto, float32 or bfloat16"
+            )
+        if self.precision == "bfloat16" and self.on_host:
+            raise ValueError(
+                f"world_model.planner.precision=bfloat16 cannot be had {where}: use auto, float32 or int8, or a GPU "
+                "(trainer=gpu)"
+            )
+        if self.compiled and self.on_host:
+            raise ValueError(
+                f"world_model.planner.compiled=true has nothing to compile {where}: set it to false, or use a GPU "
+                "(trainer=gpu)"
+            )
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a CUDA device."""
+        return torch.device(self.device).type == "cuda"
+
+    @property
+    def device_tree(self) -> bool:
+        """Whether the trees lie beside the network."""
+        return self.tree == "device" or (self.tree == "auto" and self.cuda)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether all of a search runs in compiled loops on the CPU (`HostEngine`)."""
+        return not self.cuda and not self.device_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +99,20 @@ class Planner:
         config: sizes.
         device: where it runs. On a CUDA device one simulation is one recorded graph.
         precision: see `linear.PRECISIONS`; None: bfloat16 on a CUDA device, float32 elsewhere.
+        compiled: fuse the small operations of a simulation with ``torch.compile``; the first search takes minutes.
 
     Raises:
-        ValueError: the network is too short for the search, or the precision cannot be had on the device.
+        ValueError: the network is too short for the search, or the precision or ``compiled`` cannot be had.
     """
 
     def __init__(
-        self, model: UniZero, config: PlannerConfig, *, device: str = "cpu", precision: str | None = None
+        self,
+        model: UniZero,
+        config: PlannerConfig,
+        *,
+        device: str = "cpu",
+        precision: str | None = None,
+        compiled: bool = False,
     ) -> None:
         longest = 2 * config.context_steps - 1 + 2 * config.simulations
         if model.config.max_positions < longest:
@@ -63,14 +123,17 @@ class Planner:
         self.config, self.device = config, torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._sizes = Sizes(config.context_steps, config.simulations, config.top_k)
-        self._engine = self._make_engine(precision or ("bfloat16" if self.device.type == "cuda" else "float32"))
+        precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
+        self._engine = self._make_engine(precision, compiled)
         self._vectors = torch.zeros(0, model.config.action_width, device=self.device)
         self._embed_actions()
 
-    def _make_engine(self, precision: str) -> HostEngine | DeviceEngine:
-        if self.device.type == "cpu":
-            return HostEngine(self.model, self._sizes, precision)
-        return DeviceEngine(self.model, self._sizes, precision, compiled=False)
+    def _make_engine(self, precision: str, compiled: bool) -> HostEngine | DeviceEngine:
+        if self.device.type != "cpu":
+            return DeviceEngine(self.model, self._sizes, precision, compiled)
+        if compiled:
+            raise ValueError("a Planner on a CPU has nothing to compile: take compiled=False, or a DevicePlanner")
+        return HostEngine(self.model, self._sizes, precision)
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         """Take over new weights (a ``state_dict`` of `UniZero`)."""
@@ -110,30 +173,13 @@ class Planner:
 class DevicePlanner(Planner):
     """A planner that keeps the trees beside the network: `priorzero.search` hands whole searches over to it.
 
-    Args:
-        model: as for `Planner`.
-        config: as for `Planner`.
-        device: as for `Planner`; on a CPU it works, slowly.
-        precision: as for `Planner`, but not int8.
-        compiled: fuse the small operations of a simulation with ``torch.compile``; the first search takes minutes.
+    Arguments as for `Planner`; on a CPU it works, slowly, and not in int8.
     """
 
     _engine: DeviceEngine
 
-    def __init__(
-        self,
-        model: UniZero,
-        config: PlannerConfig,
-        *,
-        device: str = "cuda",
-        precision: str | None = None,
-        compiled: bool = False,
-    ) -> None:
-        self._compiled = compiled
-        super().__init__(model, config, device=device, precision=precision)
-
-    def _make_engine(self, precision: str) -> DeviceEngine:
-        return DeviceEngine(self.model, self._sizes, precision, self._compiled)
+    def _make_engine(self, precision: str, compiled: bool) -> DeviceEngine:
+        return DeviceEngine(self.model, self._sizes, precision, compiled)
 
     @torch.inference_mode()
     def grow_puct(
@@ -149,3 +195,10 @@ class DevicePlanner(Planner):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `priorzero.search.search.TreeModel`."""
         return self._engine.grow(root, Gumbel(*constants, gamma), len(noise[1]), noise)
+
+
+def make_planner(model: UniZero, config: PlannerConfig, options: PlannerOptions) -> Planner:
+    """The planner that ``options`` ask for."""
+    precision = None if options.precision == "auto" else options.precision
+    kind = DevicePlanner if options.device_tree else Planner
+    return kind(model, config, device=options.device, precision=precision, compiled=options.compiled)

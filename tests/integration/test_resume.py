@@ -21,8 +21,13 @@ DROPOUT = ["world_model.network.dropout=0.1", "llm.peft.dropout=0.1"]  # draws g
 SETTINGS = {
     "parallel": ["data.prioritised=true"],
     "sequential": ["schedule.policy_rounds=2", "trainer.max_rounds=2"],
-    "alternating": ["schedule.phase_rounds=1", "schedule.wm_llm_ratio=2", "objective.kl_target=0.01"],
-    "world_model": ["search=gumbel", "search.config.simulations=4"],
+    "alternating": [
+        "schedule.phase_rounds=1",
+        "schedule.wm_llm_ratio=2",
+        "objective.kl_target=0.01",
+        "data.reanalysis_ratio=0.4",
+    ],
+    "world_model": ["search=gumbel", "search.config.simulations=4", "data.reanalysis_ratio=1.0"],
     "llm": ["data.policy_accumulate=2", "data.advantage_normalisation=running"],
 }
 
@@ -93,7 +98,9 @@ def test_goes_on_to_the_bit(mode: str, stop: int, tmp_path: Path, tiny_encoder: 
     train(config(tmp_path / "whole", tiny_encoder, settings(mode)))
     play_until(stop, config(tmp_path / "first", tiny_encoder, settings(mode)))
     train(config(tmp_path / "second", tiny_encoder, settings(mode, f"ckpt_path={tmp_path / 'first'}")))
-    assert differences(state(tmp_path / "whole"), state(tmp_path / "second")) == []
+    whole = state(tmp_path / "whole")
+    assert differences(whole, state(tmp_path / "second")) == []
+    assert (whole["replay"]["reanalysed"] > 0) == (mode in ("alternating", "world_model"))
     assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "second")
     gone_on = metrics(tmp_path / "second")
     assert gone_on == metrics(tmp_path / "whole")[-len(gone_on) :]

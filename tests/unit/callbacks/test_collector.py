@@ -7,6 +7,8 @@ import pytest
 import torch
 from toy_games import CorridorSpec
 
+from priorzero.callbacks.collector import valid_action_metrics
+
 TRAINER, MODULE = lightning.Trainer, lightning.LightningModule  # the hooks do not look at them
 
 
@@ -138,3 +140,20 @@ def test_metrics(make_collector):
 def test_an_unknown_kind(make_collector):
     with pytest.raises(ValueError, match="must be inline or thread, not 'process'"):
         make_collector("process")
+
+
+def test_what_the_games_counted(make_collector):
+    collector = make_collector()
+    assert not [name for name in collector.metrics() if name.startswith("valid_actions/")]
+    collector.actor.envs.counts.update(searches=5, audits=0, audit_effects=0, audit_found=0)
+    try:
+        metrics = collector.metrics()
+    finally:
+        collector.actor.envs.counts.clear()
+    assert metrics["valid_actions/searches"] == 5
+    assert "valid_actions/recall" not in metrics
+    metrics = valid_action_metrics({"audits": 2, "audit_effects": 8, "audit_found": 6})
+    assert metrics == {
+        "valid_actions/audits": 2, "valid_actions/audit_effects": 8, "valid_actions/audit_found": 6,
+        "valid_actions/recall": 0.75,
+    }  # fmt: skip

@@ -8,6 +8,7 @@ from segment_factory import GAMMA, make_segment, make_vocabulary
 from test_collate import Words
 
 from priorzero.data.limiter import RateLimiter
+from priorzero.data.reanalysis import FreshPolicies
 from priorzero.data.replay import Replay
 from priorzero.data.streams import PolicyDataConfig, PolicyStream, Source, WorldModelDataConfig, WorldModelStream
 from priorzero.policy.packing import pack
@@ -86,6 +87,26 @@ def test_priorities_go_back_through_the_index_of_the_batch():
     batch = next(make_world_model_stream(source))
     source.replay.update_priorities(batch.index.numpy(), np.full(4, 8.0))
     assert {m for m in source.replay.state_dict()["mass"].tolist() if m != 1.0} == {8.0**0.6}
+
+
+def test_fresh_policies_reach_the_batch_and_go_on_exactly():
+    def search(segments, steps) -> list[np.ndarray]:
+        return [np.array([0, 1, 0, 0], np.float32)] * len(steps)
+
+    def stream(source: Source, ratio: float) -> WorldModelStream:
+        config = WorldModelDataConfig(batch_size=4, unroll=2, bootstrap=1, max_known=None)
+        fresh = FreshPolicies(source.replay, search, ratio=ratio, unroll=2)
+        return WorldModelStream(source, make_vocabulary(make_segment()), config, seed=3, fresh=fresh)
+
+    source = make_source()
+    whole = stream(source, 0.375)  # 1 or 2 of 4 windows
+    sure = [(next(whole).policy[:, 0].max(1).values == 1).tolist() for _ in range(2)]
+    assert sure == [[True, False, False, False], [True, True, False, False]]
+    resumed = stream(replace(source, replay=copy_of(source.replay)), 0.375)
+    resumed.load_state_dict(whole.state_dict())
+    for _ in range(3):
+        assert same_batch(next(whole), next(resumed))
+    assert resumed.source.replay.reanalysed == source.replay.reanalysed > 0
 
 
 def test_world_model_stream_goes_on_exactly():

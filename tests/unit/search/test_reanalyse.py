@@ -72,6 +72,17 @@ def test_equals_single_searches(config: SearchConfig | GumbelConfig, prior: bool
         assert found.value[i] == pytest.approx(result.value[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("config", [PUCT, GUMBEL])
+def test_every_state_may_have_its_own_share(config: SearchConfig | GumbelConfig) -> None:
+    weight = np.array([0.0, 0.6, 0.0, 0.6, 0.0], np.float32)
+    found = reanalyse(Worlds(), states(5, True), config, llm_weight=weight, batch=2)
+    without = reanalyse(Worlds(), states(5, False), config, llm_weight=0.6, batch=5)
+    with_it = reanalyse(Worlds(), states(5, True), config, llm_weight=0.6, batch=5)
+    mixed = np.where(weight[:, None] > 0, with_it.policy, without.policy)
+    np.testing.assert_allclose(found.policy, mixed, atol=1e-5)
+    assert not np.allclose(with_it.policy, without.policy, atol=1e-2)
+
+
 def test_nothing_to_search() -> None:
     found = reanalyse(Worlds(), states(0, False), PUCT, llm_weight=0.5, batch=3)
     assert found.policy.shape == (0, 6)

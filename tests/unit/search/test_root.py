@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorzero.search.root import add_noise, choose, entropy_weight, masked_softmax, mix_priors
+from priorzero.search.root import add_noise, choose, entropy_weight, llm_weights, masked_softmax, mix_priors
 
 LEGAL = np.array([[True, True, True], [True, False, True]])
 
@@ -37,6 +37,15 @@ def test_mix_priors_by_hand() -> None:
 def test_mix_priors_refuses(wm: list, llm: list, weight: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mix_priors(np.array(wm), np.array(llm), weight)
+
+
+def test_llm_weights_by_hand() -> None:
+    legal = np.array([[True, True, False], [True, True, False]])
+    probs = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])  # no opinion, and certain
+    annealing = {"start": 0.8, "end": 0.4, "done": 0.25}  # 0.8 - 0.25 * 0.4
+    np.testing.assert_allclose(llm_weights(probs, legal, **annealing, unsure=None), [0.7, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(llm_weights(probs, legal, **annealing, unsure=0.1), [0.1, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(llm_weights(probs, legal, **annealing, unsure=0.9), [0.7, 0.7], rtol=1e-6)
 
 
 def test_masked_softmax_by_hand() -> None:

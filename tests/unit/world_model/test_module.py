@@ -96,6 +96,18 @@ def test_learns_a_batch(
     assert seen[0]["index"].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_a_compiled_network_learns_the_same(
+    make_module: Callable[..., WorldModelModule], make_batch: Callable[..., WorldModelBatch]
+) -> None:
+    plain, compiled = make_module(), make_module()
+    compiled.compile_network()
+    losses = [[x["loss"].item() for x in fit(module, [make_batch()], 3)] for module in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()  # checkpoints stay readable
+
+
 def test_every_weight_gets_a_gradient(
     make_module: Callable[..., WorldModelModule], make_batch: Callable[..., WorldModelBatch]
 ) -> None:

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from priorzero.types import Context, Expansion
 from priorzero.world_model.model import UniZero, interleave
-from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig, RootPrediction
+from priorzero.world_model.planner import (
+    DevicePlanner,
+    Planner,
+    PlannerConfig,
+    PlannerOptions,
+    RootPrediction,
+    make_planner,
+)
 
 STEPS, SIMULATIONS, VOCABULARY = 4, 10, 7
 CONFIG = PlannerConfig(context_steps=STEPS, top_k=VOCABULARY, simulations=SIMULATIONS)
@@ -224,3 +231,51 @@ def test_positions_must_suffice(make_model: Callable[..., UniZero]) -> None:
 def test_bfloat16_is_refused_on_a_cpu(make_model: Callable[..., UniZero]) -> None:
     with pytest.raises(ValueError, match="float32 or int8, not in bfloat16"):
         Planner(make_model(), CONFIG, precision="bfloat16")
+
+
+def test_a_planner_on_a_cpu_has_nothing_to_compile(make_model: Callable[..., UniZero]) -> None:
+    with pytest.raises(ValueError, match="nothing to compile: take compiled=False, or a DevicePlanner"):
+        Planner(make_model(), CONFIG, compiled=True)
+
+
+def options(**changes) -> PlannerOptions:
+    return PlannerOptions(**({"device": "cpu", "precision": "auto", "tree": "auto", "compiled": False} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "dtype"),
+    [
+        ({}, Planner, torch.float32),
+        ({"precision": "int8"}, Planner, torch.float32),
+        ({"tree": "device"}, DevicePlanner, torch.float32),
+        ({"tree": "device", "precision": "bfloat16"}, DevicePlanner, torch.bfloat16),
+    ],
+)
+def test_options_choose_the_planner(changes, kind, dtype, make_model: Callable[..., UniZero]) -> None:
+    planner = make_planner(make_model(), CONFIG, options(**changes))
+    assert type(planner) is kind
+    assert planner._engine.net.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("device", "tree", "beside"),
+    [("cpu", "auto", False), ("cpu", "device", True), ("cuda", "auto", True), ("cuda:1", "host", False)],
+)
+def test_trees_lie_beside_the_network_on_a_gpu(device: str, tree: str, beside: bool) -> None:
+    assert options(device=device, tree=tree).device_tree == beside
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "int8", "device": "cuda"}, "precision=int8 cannot be had on trainer.device=cuda.*needs a CPU"),
+        ({"precision": "int8", "tree": "device"}, "precision=int8 cannot be had .*planner.tree=device: it"),
+        ({"precision": "bfloat16"}, "precision=bfloat16 cannot be had .*use auto, float32 or int8, or a GPU"),
+        ({"compiled": True}, "compiled=true has nothing to compile .*set it to false"),
+        ({"precision": "float64"}, "planner.precision=float64: use one of auto, float32, bfloat16, int8"),
+        ({"tree": "disk"}, "planner.tree=disk: use one of auto, host, device"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together(changes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        options(**changes)

@@ -1,0 +1,44 @@
+"""Options of the planner, from the configuration to the planner that plays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_runs import config
+
+from priorzero.app.build import build_run
+from priorzero.app.models import build_models
+from priorzero.app.refusals import ConfigError
+from priorzero.world_model.planner import DevicePlanner, Planner
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ([], Planner),
+        (["world_model.planner.precision=int8"], Planner),
+        (["world_model.planner.precision=float32", "world_model.planner.tree=host"], Planner),
+        (["world_model.planner.precision=bfloat16", "world_model.planner.tree=device"], DevicePlanner),
+    ],
+)
+def test_the_player_plans_as_configured(changes: list[str], kind: type, tmp_path: Path, tiny_encoder: Path):
+    models = build_models(config(tmp_path, tiny_encoder, ["llm=none", *changes]), np.random.default_rng(0))
+    assert type(models.player.planner) is kind
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["world_model.planner.precision=bfloat16"], r"planner\.precision=bfloat16 cannot be had on .*device=cpu"),
+        (["world_model.planner.compiled=true"], r"planner\.compiled=true has nothing to compile"),
+        (["world_model.planner.precision=half"], r"planner\.precision=half: use one of auto, float32, bfloat16, int8"),
+        (["world_model.planner.tree=gpu"], r"planner\.tree=gpu: use one of auto, host, device"),
+        (["data.reanalysis_ratio=1.01"], r"data\.reanalysis_ratio=1\.01.*between 0 and 1"),
+        (["data.reanalysis_ratio=0.5", "mode=llm"], r"reanalysis_ratio=0\.5 makes targets.*mode=llm trains none"),
+    ],
+)  # fmt: skip
+def test_refused_before_anything_is_loaded(changes: list[str], message: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        build_run(config(tmp_path, tmp_path / "no encoder is here", changes))
