@@ -7,6 +7,7 @@ The tree may lie on the host (`DeviceEngine.expand`, one round trip a simulation
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from priorzero.types import Context, Expansion, Root
+from priorzero.world_model.device_step import Memory, PlainStep, Step, Vocabulary
 from priorzero.world_model.device_tree import DeviceTree, Gumbel, Puct
 from priorzero.world_model.frozen import Attend, FrozenNet
 from priorzero.world_model.graphs import Inlet, Replay, Sizes, round_up, row_bucket
@@ -22,6 +24,34 @@ from priorzero.world_model.transformer import rotate
 
 VOCABULARY_STEP = 256  # the vocabulary's tensors grow by doubling, from here
 WIDTH_STEP = 16  # lists of actions are padded to multiples of it
+NETWORKS = ("plain", "compiled", "triton")
+TREES = ("plain", "triton")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a simulation runs on. All say the same, up to rounding.
+
+    Args:
+        network: plain tensor operations (`device_step`); the same through ``torch.compile`` (a minute at the first
+            search of each size); or our own Triton kernels between the matrix products (`fused_step`).
+        tree: plain tensor operations (`device_tree`), or two Triton kernels (`tree_kernels`).
+    """
+
+    network: str
+    tree: str
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS or self.tree not in TREES:
+            raise ValueError(
+                f"network must be one of {', '.join(NETWORKS)} and tree one of {', '.join(TREES)}, not {self}"
+            )
+
+    @classmethod
+    def usual(cls, device: torch.device, compiled: bool) -> Kernels:
+        """The fastest on a CUDA device, plain ones elsewhere."""
+        own = "triton" if device.type == "cuda" else "plain"
+        return cls("compiled" if compiled else own, own)
 
 
 class DeviceEngine:
@@ -31,15 +61,20 @@ class DeviceEngine:
         model: the network, on the device.
         sizes: of a search.
         precision: float32 or bfloat16.
-        compiled: fuse the small operations of a simulation with ``torch.compile`` (minutes at the first search).
+        compiled: fuse the small operations of a simulation with ``torch.compile``, not with our own kernels.
+        kernels: what a simulation runs on; None: `Kernels.usual`.
     """
 
-    def __init__(self, model: UniZero, sizes: Sizes, precision: str, compiled: bool) -> None:
-        self.model, self.sizes, self.compiled = model, sizes, compiled
+    def __init__(
+        self, model: UniZero, sizes: Sizes, precision: str, compiled: bool, kernels: Kernels | None = None
+    ) -> None:
+        self.model, self.sizes = model, sizes
         self.device = next(model.parameters()).device
+        self.kernels = kernels or Kernels.usual(self.device, compiled)
         self.net = FrozenNet(model, precision, self.device, in_place=True)
-        self.vocabulary = 0
-        self.tokens = self.keys = torch.zeros(0, model.config.width, dtype=self.net.dtype, device=self.device)
+        self.known = 0  # actions
+        empty = torch.zeros(0, model.config.width, dtype=self.net.dtype, device=self.device)
+        self.vocabulary = Vocabulary(empty, empty)
         self._sessions: dict[tuple[int, int], Session] = {}
 
     def load(self) -> None:
@@ -48,14 +83,14 @@ class DeviceEngine:
 
     def set_actions(self, tokens: Tensor, keys: Tensor) -> None:
         """Take over tokens and keys [V, D] of all actions."""
-        self.vocabulary = len(tokens)
-        if self.vocabulary > len(self.tokens):
-            room = max(VOCABULARY_STEP, round_up(self.sizes.top_k, 16), 1 << (self.vocabulary - 1).bit_length())
-            self.tokens, self.keys = (
-                torch.zeros(room, x.shape[1], dtype=self.net.dtype, device=self.device) for x in (tokens, keys)
+        self.known = len(tokens)
+        if self.known > len(self.vocabulary.tokens):
+            room = max(VOCABULARY_STEP, round_up(self.sizes.top_k, 16), 1 << (self.known - 1).bit_length())
+            self.vocabulary = Vocabulary(
+                *(torch.zeros(room, x.shape[1], dtype=self.net.dtype, device=self.device) for x in (tokens, keys))
             )
             self._sessions.clear()
-        self.tokens[: self.vocabulary], self.keys[: self.vocabulary] = tokens, keys
+        self.vocabulary.tokens[: self.known], self.vocabulary.keys[: self.known] = tokens, keys
 
     def root(self, context: Context, actions: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `planner.Planner.root`: value [B] and logits [B, A]."""
@@ -103,38 +138,38 @@ class Session:
 
     def __init__(self, engine: DeviceEngine, rows: int, width: int) -> None:
         self.engine, self.net, self.sizes, self.device = engine, engine.net, engine.sizes, engine.device
-        self.rows, self.width = rows, width
-        model, sizes, steps = engine.model, engine.sizes, engine.sizes.context_steps
-        self.window, self.heads = model.transformer.window, model.transformer.heads
-        self.rotary, integer = model.transformer.rotary, torch.int64
+        self.rows, self.width, self.vocabulary = rows, width, engine.vocabulary
+        model, sizes, steps, integer = engine.model, engine.sizes, engine.sizes.context_steps, torch.int64
 
         def inlet(*shape: int, dtype: torch.dtype = integer) -> Inlet:
             return Inlet(shape, dtype, self.device)
 
         self._vectors = inlet(rows, steps, model.config.observation_width, dtype=torch.float32)
         self._past, self._length = inlet(rows, steps - 1), inlet(rows)
-        self._ids, self._known = inlet(rows, width), inlet(rows, len(engine.keys), dtype=torch.bool)
-        self._probs, self._value = inlet(rows, width, dtype=torch.float32), inlet(rows, dtype=torch.float32)
+        self._known = inlet(rows, len(self.vocabulary.keys), dtype=torch.bool)
+        self.ids, self.probs = inlet(rows, width), inlet(rows, width, dtype=torch.float32)
+        self.value = inlet(rows, dtype=torch.float32)
         self._asked, self._node = inlet(rows, 2), torch.ones(1, dtype=integer, device=self.device)
         self._length.tensor.fill_(1)
-        nodes = sizes.simulations + 1
-        dim = self.net.width // self.heads
-        shape = (self.net.layers, 2, rows, self.heads, sizes.slots, dim)
-        self._pool = torch.zeros(shape, dtype=self.net.dtype, device=self.device)
-        self._seen = torch.zeros(rows, nodes, sizes.slots, dtype=torch.bool, device=self.device)
-        self._position = torch.zeros(rows, nodes, dtype=integer, device=self.device)
-        self._slot_position = torch.zeros(rows, sizes.slots, dtype=integer, device=self.device)
-        self._slot = torch.arange(sizes.slots, device=self.device)
-        self._row = torch.arange(rows, device=self.device)
-        self._root = self._record(self._run_root)
+        attention = model.transformer.heads, model.transformer.window, model.transformer.rotary
+        self.memory = Memory(self.net, attention, sizes, rows, self.device)
+        self.step = self._make_step()
+        self._root = self.record(self._run_root)
         self._expand: Replay[Tensor] | None = None
         self._trees: dict[Puct | Gumbel, _Recorded] = {}
 
-    def _record(self, function: Callable, node: Tensor | None = None, compiled: bool = False) -> Replay:
-        if compiled:
-            function = torch.compile(function, dynamic=False)
-        node = self._node if node is None else node
-        return Replay(function, self.device, lambda: node.fill_(1))
+    def record(self, function: Callable, reset: Callable[[], object] | None = None) -> Replay:
+        """See `graphs.Replay`."""
+        return Replay(function, self.device, reset or (lambda: None))
+
+    def _make_step(self) -> Step:
+        parts = self.net, self.memory, self.vocabulary, self._known.tensor
+        if self.engine.kernels.network == "triton":
+            from priorzero.world_model.fused_step import FusedStep  # needs Triton
+
+            return FusedStep(*parts)
+        plain = PlainStep(*parts)
+        return torch.compile(plain.__call__, dynamic=False) if self.engine.kernels.network == "compiled" else plain
 
     # -------------------------------------------------------------------------------------------------- the root
 
@@ -143,97 +178,60 @@ class Session:
         self._vectors.put(context.vectors)
         self._past.put(np.maximum(context.actions, 0))
         self._length.put(context.length)
-        self._ids.put(actions, fill=-1)
+        self.ids.put(actions, fill=-1)
         self._known.put(known, fill=False)
         out = self._root()[: len(actions)].cpu().numpy()
         return out[:, 0].copy(), out[:, 1 : 1 + actions.shape[1]].copy()
 
     def _run_root(self) -> Tensor:
-        tokens = self.sizes.root_tokens
-        vectors = self._vectors.tensor
+        tokens, memory, vectors = self.sizes.root_tokens, self.memory, self._vectors.tensor
         latent = self.net.encode(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2])
-        index = self._slot[:tokens]
+        index = memory.slot[:tokens]
         real = index >= tokens - (2 * self._length.tensor - 1).unsqueeze(1)
-        self._pool[..., tokens:, :] = 0.0  # what an earlier search left is hidden, but must be finite
-        self._seen[:, 0] = False
-        self._seen[:, 0, :tokens] = real
-        self._slot_position[:, :tokens] = index
-        self._position[:, 0] = tokens - 1
-        sequence = interleave(latent, self.engine.tokens[self._past.tensor])
+        if self.engine.kernels.network != "triton":
+            memory.pool[..., tokens:, :] = 0.0  # what an earlier search left is hidden, but must be finite
+        memory.seen[:, 0] = False
+        memory.seen[:, 0, :tokens] = real
+        memory.slot_position[:, :tokens] = index
+        memory.position[:, 0] = tokens - 1
+        sequence = interleave(latent, self.vocabulary.tokens[self._past.tensor])
         value_logits, query = self.net.read_state(self.net.sequence(sequence, self._attend_root(index, real)))
-        ids = self._ids.tensor
-        logits = (query @ self.engine.keys.T).float().gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+        ids = self.ids.tensor
+        logits = (query @ self.vocabulary.keys.T).float().gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
         return torch.cat((self.net.support.decode(value_logits).unsqueeze(1), logits), dim=1)
 
     def _attend_root(self, index: Tensor, real: Tensor) -> Attend:
-        rotation, mask = self._rotation(index), self.engine.model.transformer.mask(index, real)
+        memory = self.memory
+        rotation, mask = memory.rotation(index), self.engine.model.transformer.mask(index, real)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            qkv = qkv.unflatten(-1, (3, self.heads, -1))
+            qkv = qkv.unflatten(-1, (3, memory.heads, -1))
             q, k = (t.transpose(1, 2) for t in rotate(qkv[..., :2, :, :], rotation).unbind(-3))
             v = qkv[..., 2, :, :].transpose(1, 2)
-            self._pool[layer, 0, :, :, : len(index)] = k
-            self._pool[layer, 1, :, :, : len(index)] = v
+            memory.pool[layer, 0, :, :, : len(index)] = k
+            memory.pool[layer, 1, :, :, : len(index)] = v
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
 
         return attend
-
-    def _rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.rotary(position)
-        return cos.to(self.net.dtype), sin.to(self.net.dtype)
 
     # ------------------------------------------------------------------------------------------------- the nodes
 
     def expand(self, node: int, parent: np.ndarray, action: np.ndarray) -> Expansion:
         """See `DeviceEngine.expand`."""
         if self._expand is None:
-            self._expand = self._record(self._run_expand, compiled=self.engine.compiled)
+            self._expand = self.record(self._run_expand, lambda: self._node.fill_(1))
         self._asked.put(np.stack((parent, action), axis=1))
         self._node.fill_(node)
         out = self._expand()[: len(parent)].cpu().numpy()
-        width = min(self.sizes.top_k, self.engine.vocabulary)
+        width = min(self.sizes.top_k, self.engine.known)
         ids, probs = out[:, 2 : 2 + width], out[:, 2 + self.sizes.top_k : 2 + self.sizes.top_k + width]
         return Expansion(out[:, 0].copy(), out[:, 1].copy(), ids.astype(np.int32), probs.copy())
 
     def _run_expand(self) -> Tensor:
-        parent, action = self._asked.tensor.unbind(1)
-        reward, value, ids, probs = self._imagine(parent, action, self._node)
-        return torch.cat((reward.unsqueeze(1), value.unsqueeze(1), ids.float(), probs), dim=1)  # ids are below 2^24
-
-    def _imagine(self, parent: Tensor, action: Tensor, node: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reward and value [B], ids and probs [B, K] of the state behind ``action`` [B], kept as ``node`` [1]."""
-        position = self._position.gather(1, parent.unsqueeze(1)) + 1  # [B, 1]
-        slot = self.sizes.root_tokens + 2 * (node - 1)
-        self._slot_position.index_copy_(1, slot, position)
-        self._slot_position.index_copy_(1, slot + 1, position + 1)
-        seen = self._seen[self._row, parent] | (self._slot == slot)
-        attend = self._attend_node(slot, position, seen)
-        reward_logits, latent = self.net.read_step(self.net.token(self.engine.tokens[action], attend))
-        seen = seen | (self._slot == slot + 1)
-        attend = self._attend_node(slot + 1, position + 1, seen)
-        value_logits, query = self.net.read_state(self.net.token(latent, attend))
-        self._seen.index_copy_(1, node, seen.unsqueeze(1))
-        self._position.index_copy_(1, node, position + 1)
-        reward, value = self.net.support.decode(torch.stack((reward_logits, value_logits))).unbind(0)
-        logits = (query @ self.engine.keys.T).float().masked_fill(~self._known.tensor, -torch.inf)
-        best, ids = logits.topk(self.sizes.top_k, dim=1)
-        padded = best == -torch.inf  # a NaN must stay one
-        return reward, value, ids.masked_fill(padded, -1), best.softmax(1).masked_fill(padded, 0.0)
-
-    def _attend_node(self, slot: Tensor, position: Tensor, seen: Tensor) -> Attend:
-        visible = seen & (position - self._slot_position < self.window)
-        bias = torch.where(visible, 0.0, -torch.inf).to(self.net.dtype)[:, None, None]  # [B, 1, 1, slots]
-        rotation = self._rotation(position[:, 0])
-
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            qkv = qkv.unflatten(-1, (3, self.heads, -1))
-            q, k = rotate(qkv[:, :2], rotation).unbind(1)
-            keys, values = self._pool[layer, 0], self._pool[layer, 1]
-            keys.index_copy_(2, slot, k.unsqueeze(2))
-            values.index_copy_(2, slot, qkv[:, 2].unsqueeze(2))
-            return F.scaled_dot_product_attention(q.unsqueeze(2), keys, values, attn_mask=bias).flatten(1)
-
-        return attend
+        parent, action = self._asked.tensor.T.contiguous()
+        said = self.step(parent, action, self._node.expand(self.rows))
+        numbers = said.reward.unsqueeze(1), said.value.unsqueeze(1), said.actions.float()  # ids are below 2^24
+        return torch.cat((*numbers, said.probs), dim=1)
 
     # -------------------------------------------------------------------------------------------------- the tree
 
@@ -243,8 +241,8 @@ class Session:
         """`DeviceTree.read` after a search, one row a tree; rows beyond the batch repeat the first."""
         if rule not in self._trees:
             self._trees[rule] = _Recorded(self, rule)
-        self._probs.put(root.probs, fill=0.0)
-        self._value.put(root.value)
+        self.probs.put(root.probs, fill=0.0)
+        self.value.put(root.value)
         recorded = self._trees[rule]
         recorded.plant()
         if noise is not None:
@@ -261,13 +259,15 @@ class _Recorded:
         sizes, self.session = session.sizes, session
         self.width = max(session.width, round_up(sizes.top_k, WIDTH_STEP))
         shape = (session.rows, sizes.simulations + 1, self.width)
-        self.tree = DeviceTree(shape, rule, session.device)
+        kind = DeviceTree
+        if session.engine.kernels.tree == "triton":
+            from priorzero.world_model.tree_kernels import KernelTree as kind  # needs Triton
+        self.tree = kind(shape, rule, session.device)
         self._noisy = Inlet((session.rows, self.width), torch.float64, session.device)
         self._schedule = Inlet((session.rows, sizes.simulations), torch.int64, session.device)
-        self.plant = session._record(self._plant)
-        self.plant()
-        self.simulate = session._record(self._simulate, self.tree.node, session.engine.compiled)
-        self.read = session._record(self.tree.read)
+        self.plant = session.record(self._plant)
+        self.simulate = session.record(self._simulate, self._plant)
+        self.read = session.record(self.tree.read)
 
     def take_noise(self, noisy: np.ndarray, schedule: np.ndarray) -> None:
         self.tree.noisy.copy_(self._noisy.put(noisy, fill=0.0))
@@ -275,11 +275,10 @@ class _Recorded:
 
     def _plant(self) -> None:
         spare = self.width - self.session.width
-        ids, probs = self.session._ids.tensor, self.session._probs.tensor
-        self.tree.plant(F.pad(ids, (0, spare), value=-1), F.pad(probs, (0, spare)), self.session._value.tensor)
+        ids, probs = self.session.ids.tensor, self.session.probs.tensor
+        self.tree.plant(F.pad(ids, (0, spare), value=-1), F.pad(probs, (0, spare)), self.session.value.tensor)
 
     def _simulate(self) -> None:
         parent, slot, action = self.tree.select()
-        reward, value, ids, probs = self.session._imagine(parent, action.clamp(min=0), self.tree.node)
-        self.tree.offer(ids, probs)
-        self.tree.attach(parent, slot, reward, value)
+        said = self.session.step(parent, action, self.tree.node.expand(self.session.rows))
+        self.tree.attach(parent, slot, said)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ class Gumbel:
     c_scale: float
     floor: float
     gamma: float
+
+
+class Imagined(NamedTuple):
+    """What the model says of the states behind the chosen actions."""
+
+    reward: Tensor  # [B] of the steps that lead there
+    value: Tensor  # [B]
+    actions: Tensor  # [B, K] ids of the actions offered there, -1 where padded
+    probs: Tensor  # [B, K] of them, 0 where padded
 
 
 class DeviceTree:
@@ -84,10 +94,11 @@ class DeviceTree:
         self.visits[:, ROOT] = 1
         self.path[:, ROOT, :2, ROOT] = 1
 
-    def attach(self, parent: Tensor, slot: Tensor, reward: Tensor, value: Tensor) -> None:
-        """Add the next node behind ``slot`` [B] of ``parent`` [B], with ``reward`` and ``value`` [B], and back up."""
+    def attach(self, parent: Tensor, slot: Tensor, said: Imagined) -> None:
+        """Add the next node behind ``slot`` [B] of ``parent`` [B], and back its value up. K is at most W."""
         batch, nodes, width = self.shape
-        reward, value = reward.double().unsqueeze(1), value.double().unsqueeze(1)  # [B, 1]
+        self._offer(said.actions, said.probs)
+        reward, value = said.reward.double().unsqueeze(1), said.value.double().unsqueeze(1)  # [B, 1]
         self.child.view(batch, -1).scatter_(1, (parent * width + slot).unsqueeze(1), self.node.expand(batch, 1))
         self.reward.index_copy_(1, self.node, reward)
         self.value.index_copy_(1, self.node, value)
@@ -106,12 +117,11 @@ class DeviceTree:
         self.fault |= ~(reward.isfinite() & value.isfinite())
         self.node += 1
 
-    def offer(self, actions: Tensor, probs: Tensor) -> None:
-        """Give the node that `attach` will add next its ``actions`` [B, K] and ``probs`` [B, K], K at most W."""
+    def _offer(self, actions: Tensor, probs: Tensor) -> None:
         width = actions.shape[1]
-        self.actions[:, :, :width].index_copy_(1, self.node, actions.unsqueeze(1))
+        self.actions[:, :, :width].index_copy_(1, self.node, actions.long().unsqueeze(1))
         self.probs[:, :, :width].index_copy_(1, self.node, probs.double().unsqueeze(1))
-        self.fault |= (actions < 0).all(1, keepdim=True)
+        self.fault |= (actions < 0).all(1, keepdim=True) | ~probs.isfinite().all(1, keepdim=True)
 
     # ------------------------------------------------------------------------------------------------------- select
 

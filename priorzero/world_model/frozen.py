@@ -20,7 +20,7 @@ from priorzero.world_model.model import UniZero
 Attend = Callable[[int, Tensor], Tensor]
 
 
-class _Norm:
+class FrozenNorm:
     """Layer norm with its own copy of the weights."""
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype, device: torch.device) -> None:
@@ -28,15 +28,23 @@ class _Norm:
         self.shape, self.eps = norm.normalized_shape, norm.eps
 
     def load(self, norm: nn.LayerNorm) -> None:
+        """Take over the weights of the layer."""
         self.weight.copy_(norm.weight)
         self.bias.copy_(norm.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Norm of each row of ``x`` [..., D]."""
         return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
 class FrozenNet:
     """A copy of a network's weights in one precision on one device.
+
+    Attributes:
+        layers: how many blocks.
+        blocks: of each its norms before attention and MLP, and its linear layers (qkv, out, up, down).
+        norm: of the transformer's output.
+        latent_norm: of latent states.
 
     Args:
         model: the network.
@@ -56,14 +64,14 @@ class FrozenNet:
         norms = [norm for b in blocks for norm in (b.norm_attention, b.norm_mlp)] + [model.transformer.norm]
         if isinstance(model.latent_norm, nn.LayerNorm):
             norms.append(model.latent_norm)
-        self._norms = [(_Norm(norm, self.dtype, device), norm) for norm in norms]
+        self._norms = [(FrozenNorm(norm, self.dtype, device), norm) for norm in norms]
         linears, frozen_norms = [x for x, _ in self._linears], [x for x, _ in self._norms]
         self.layers = len(blocks)
-        self._blocks = [(*frozen_norms[2 * i : 2 * i + 2], *linears[4 * i : 4 * i + 4]) for i in range(self.layers)]
+        self.blocks = [(*frozen_norms[2 * i : 2 * i + 2], *linears[4 * i : 4 * i + 4]) for i in range(self.layers)]
         (self._observe_in, self._observe_out, self._step_in, self._reward, self._next, self._state_in, self._value,
          self._query) = linears[4 * self.layers :]  # fmt: skip
-        self._norm = frozen_norms[2 * self.layers]
-        self._latent_norm = frozen_norms[-1] if len(norms) > 2 * self.layers + 1 else model.latent_norm
+        self.norm = frozen_norms[2 * self.layers]
+        self.latent_norm = frozen_norms[-1] if len(norms) > 2 * self.layers + 1 else model.latent_norm
 
     def load(self) -> None:
         """Take over what the weights of the model are now."""
@@ -75,22 +83,22 @@ class FrozenNet:
 
     def encode(self, observation: Tensor) -> Tensor:
         """Observation vectors [n, O] to latent states [n, D]."""
-        return self._latent_norm(self._observe_out(self._observe_in.gelu(observation.to(self.dtype))))
+        return self.latent_norm(self._observe_out(self._observe_in.gelu(observation.to(self.dtype))))
 
     def sequence(self, x: Tensor, attend: Attend) -> Tensor:
         """Run whole sequences [B, L, D] and return the output at their last token [B, D]."""
         for layer in range(self.layers - 1):
             x = self._block(layer, x, attend)
-        return self._norm(self._block(self.layers - 1, x, attend, last=True))
+        return self.norm(self._block(self.layers - 1, x, attend, last=True))
 
     def token(self, x: Tensor, attend: Attend) -> Tensor:
         """Run one token a row [B, D]; ``attend`` knows what came before."""
         for layer in range(self.layers):
             x = self._block(layer, x, attend)
-        return self._norm(x)
+        return self.norm(x)
 
     def _block(self, layer: int, x: Tensor, attend: Attend, last: bool = False) -> Tensor:
-        norm_attention, norm_mlp, qkv, out, up, down = self._blocks[layer]
+        norm_attention, norm_mlp, qkv, out, up, down = self.blocks[layer]
         attended = attend(layer, qkv(norm_attention(x)))
         if last:  # of the others only keys and values are needed
             x, attended = x[:, -1].contiguous(), attended[:, -1].contiguous()
@@ -99,8 +107,13 @@ class FrozenNet:
 
     def read_step(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs at action tokens [B, D] to (reward logits [B, bins], next latent [B, D])."""
+        reward, following = self.read_step_raw(out)
+        return reward, self.latent_norm(following)
+
+    def read_step_raw(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """As `read_step`, before the latent's norm."""
         reward, following = self._step_in.gelu(out).split(self.width, dim=-1)
-        return self._reward(reward), self._latent_norm(self._next(following))
+        return self._reward(reward), self._next(following)
 
     def read_state(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs at observation tokens [B, D] to (value logits [B, bins], policy query [B, D])."""

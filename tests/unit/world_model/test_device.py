@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from priorzero.search import GumbelConfig, SearchConfig, gumbel_search, masked_softmax, search
 from priorzero.types import Context, Root, SearchResult
+from priorzero.world_model.device import DeviceEngine, Kernels
 from priorzero.world_model.graphs import Inlet, Replay, row_bucket
 from priorzero.world_model.model import UniZero
 from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig
@@ -146,6 +149,81 @@ def test_replay_without_a_gpu_runs_the_function() -> None:
     ran = []
     replay = Replay(lambda: ran.append(1) or len(ran), torch.device("cpu"), lambda: None)
     assert (replay(), replay()) == (1, 2)
+
+
+class Kernelled(DevicePlanner):
+    """A planner whose kernels are chosen."""
+
+    kernels = Kernels("triton", "triton")
+
+    def _make_engine(self, precision: str, *_: object) -> DeviceEngine:
+        return DeviceEngine(self.model, self._sizes, precision, False, self.kernels)
+
+
+@pytest.fixture
+def triton_device() -> str:
+    """Where kernels run: on the GPU, or on a CPU with ``TRITON_INTERPRET=1 pytest -m gpu``."""
+    pytest.importorskip("triton")
+    return "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
+
+
+def like(kind: Kernels) -> type[DevicePlanner]:
+    return type("Like", (Kernelled,), {"kernels": kind})
+
+
+def test_unknown_kernels_are_refused() -> None:
+    with pytest.raises(ValueError, match="network must be one of plain, compiled, triton"):
+        Kernels("fast", "plain")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [PUCT, GUMBEL])
+@pytest.mark.parametrize("changes", [{}, {"latent_norm": "layernorm", "window_steps": 1}, {"layers": 1, "heads": 4}])
+def test_kernels_equal_the_host_tree(
+    make_model: Callable[..., UniZero], triton_device: str, config: SearchConfig | GumbelConfig, changes: dict[str, Any]
+) -> None:
+    kinds = [Kernels("triton", "triton"), Kernels("triton", "plain"), Kernels("plain", "triton")]
+    planners = [like(k)(make_model(**changes), CONFIG, device=triton_device, precision="float32") for k in kinds]
+    planners = [Planner(make_model(**changes), CONFIG), *planners]
+    for planner in planners:
+        planner.set_actions(vectors())
+    for seed in range(1 if triton_device == "cpu" else 4):  # later searches find what the first left behind
+        expected = plan(planners[0], 5, seed, config)
+        for planner in planners[1:]:
+            assert_equal(expected, plan(planner, 5, seed, config))
+
+
+@pytest.mark.gpu
+def test_a_fused_step_equals_the_plain_one(make_model: Callable[..., UniZero], triton_device: str) -> None:
+    planners = [
+        like(Kernels(network, "plain"))(make_model(), CONFIG, device=triton_device, precision="float32")
+        for network in ("plain", "triton")
+    ]
+    context, actions, known = decisions(4, 0)
+    known[1, 5:] = False  # fewer than are asked for
+    for planner in planners:
+        planner.set_actions(vectors())
+        planner.root(context, actions, known)
+    rng = np.random.default_rng(0)
+    for node in range(1, SIMULATIONS + 1):
+        parent, action = rng.integers(0, node, 4).astype(np.int32), rng.integers(0, VOCABULARY, 4).astype(np.int32)
+        a, b = (planner.expand(node, parent, action) for planner in planners)
+        np.testing.assert_array_equal(a.actions, b.actions)
+        for name in ("reward", "value", "probs"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # of Triton on a CPU
+def test_kernels_notice_what_is_not_finite(make_model: Callable[..., UniZero], triton_device: str) -> None:
+    planner = Kernelled(make_model(), CONFIG, device=triton_device, precision="float32")
+    planner.set_actions(vectors())
+    context, actions, known = decisions(3, 0)
+    said = planner.root(context, actions, known)
+    root = Root(actions, masked_softmax(said.logits, actions >= 0), said.value)
+    planner.load_weights({name: torch.full_like(x, torch.nan) for name, x in planner.model.state_dict().items()})
+    with pytest.raises(ValueError, match="row 0: the world model's rewards or values are not finite"):
+        search(planner, root, SearchConfig(2, 1.25, 19652.0, 0.997, 0.01))
 
 
 @pytest.mark.gpu
