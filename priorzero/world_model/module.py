@@ -14,6 +14,7 @@ from priorzero.rl.returns import td_targets
 from priorzero.types import WorldModelBatch
 from priorzero.world_model.loss import LossWeights, Predictions, Targets, world_model_loss
 from priorzero.world_model.model import UniZero
+from priorzero.world_model.update import FiniteLoss, Losses, RecordedLosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,17 @@ class WorldModelModule(lightning.LightningModule):
         self.model, self.loss, self.targets_from, self.optim = model, loss, target, optim
         self.target = copy.deepcopy(model).requires_grad_(False).eval()
         self._optimizers: dict[str, Any] | None = None
+        self._recorded: RecordedLosses | None = None
+        self._finite = FiniteLoss()
 
     def compile_network(self) -> None:
         """Fuse the network's small operations with ``torch.compile``: pays on a GPU, after a minute at the start."""
         self.model.compile(dynamic=False)
         self.target.values = torch.compile(self.target.values, dynamic=False)
+
+    def record_updates(self) -> None:
+        """Record forward and backward pass as one CUDA graph for each size of batch; on one device only."""
+        self._recorded = RecordedLosses(self.compute_losses, list(self.model.parameters()))
 
     # --------------------------------------------------------------------------------------------------- training
 
@@ -57,7 +64,26 @@ class WorldModelModule(lightning.LightningModule):
         self.target.eval()
         return self
 
+    def on_fit_start(self) -> None:
+        if self._recorded is not None and self.trainer.world_size > 1:
+            raise ValueError(
+                f"recorded updates run on one device, not on {self.trainer.world_size}, whose gradients would have to "
+                "be averaged: do not record them, or train on one device"
+            )
+
     def training_step(self, batch: WorldModelBatch, batch_idx: int) -> dict[str, Tensor]:
+        losses = self.compute_losses(batch) if self._recorded is None else self._recorded(batch)
+        self._finite.see(losses, self.global_step)
+        self.log("wm/loss", losses.total.detach(), prog_bar=True)
+        self.log_dict({f"wm/{name}": value for name, value in losses.parts.items()})
+        self.log("wm/td_error", losses.td_error.mean())
+        return {"loss": losses.total, "priority": losses.td_error, "index": batch.index}
+
+    def on_train_end(self) -> None:
+        self._finite.settle()
+
+    def compute_losses(self, batch: WorldModelBatch) -> Losses:
+        """The losses of a batch; nothing waits for the device."""
         target_latent, target_value = self._target_values(batch)
         targets, value_target, real = self._targets(batch, target_latent, target_value)
         steps = batch.unroll
@@ -71,14 +97,8 @@ class WorldModelModule(lightning.LightningModule):
             policy_logits=out.policy_query @ keys.T,
         )
         total, parts = world_model_loss(predictions, targets, self.loss)
-        if not torch.isfinite(total):
-            raise RuntimeError(f"world-model loss is {total.item()} in update {self.global_step}: {_readable(parts)}")
         error = (self.model.support.decode(predictions.value_logits.detach()) - value_target).abs() * real
-        td_error = error.sum(1) / real.sum(1).clamp(min=1)
-        self.log("wm/loss", total.detach(), prog_bar=True)
-        self.log_dict({f"wm/{name}": value for name, value in parts.items()})
-        self.log("wm/td_error", td_error.mean())
-        return {"loss": total, "priority": td_error, "index": batch.index}
+        return Losses(total, parts, error.sum(1) / real.sum(1).clamp(min=1))
 
     def on_train_batch_end(self, outputs: Any, batch: WorldModelBatch, batch_idx: int) -> None:
         with torch.no_grad():
@@ -148,13 +168,15 @@ class WorldModelModule(lightning.LightningModule):
             others = [p for p in self.model.parameters() if p.ndim < 2]
             groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
             optimizer = torch.optim.AdamW(
-                groups, lr=self.optim.lr, betas=tuple(self.optim.betas), weight_decay=self.optim.weight_decay
+                groups,
+                lr=self.optim.lr,
+                betas=tuple(self.optim.betas),
+                weight_decay=self.optim.weight_decay,
+                fused=matrices[0].is_cuda or None,  # None: torch chooses
             )
+            # Lightning would not clip gradients for a fused optimizer, which may unscale them itself; this one does not
+            optimizer._step_supports_amp_scaling = False
             warmup = max(self.optim.warmup_updates, 1)
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / warmup))
             self._optimizers = {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return self._optimizers
-
-
-def _readable(parts: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {value.item():.4g}" for name, value in parts.items())
