@@ -8,8 +8,12 @@ from collections.abc import Generator
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
+from priorzero.app.tokens import learns_from_answers
 from priorzero.collect.player import POLICIES
+from priorzero.data.prompt_source import GAME, unfit_sources
+from priorzero.policy.load import TINY_RANDOM
 
 
 class ConfigError(ValueError):
@@ -21,10 +25,14 @@ def refusing() -> Generator[None]:
     """Around the building of objects: what their constructors refuse is a mistake in the configuration.
 
     Raises:
-        ConfigError: instead of a ``ValueError``, or of a missing library or unknown setting where Hydra builds.
+        ConfigError: instead of a ``ValueError``, of a value that is missing (``???``), or of a missing library or
+            unknown setting where Hydra builds.
     """
     try:
         yield
+    except MissingMandatoryValue as error:
+        name = error.full_key or str(error).rpartition(": ")[2]
+        raise ConfigError(f"{name} has no value: give it one on the command line, {name}=...") from error
     except InstantiationException as error:
         if not isinstance(error.__cause__, (ValueError, TypeError, ImportError)):
             raise
@@ -41,6 +49,12 @@ def check_config(cfg: DictConfig) -> None:
     _check_policies(cfg)
     _check_mode(cfg)
     _check_limiter(cfg)
+    if cfg.schedule.mode != "world_model" and learns_from_answers(cfg):
+        _check_sampling(cfg)
+        _check_advantage(cfg)
+        _check_dialogue(cfg)
+        _check_played_prompts(cfg)
+        _check_given(cfg)
 
 
 _AT_LEAST_ONE = (
@@ -121,3 +135,132 @@ def _check_limiter(cfg: DictConfig) -> None:
             f"data.tolerance={data.tolerance} could lock up both sides: set it to {needed:g} or more, or lower "
             "collector.segment_steps"
         )
+
+
+# ------------------------------------------------------------------ a language model that learns from its own answers
+
+_CRITIC = ("gae", "bilevel_gae")
+_COMPARING = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "gigpo")  # samples of one prompt
+_WHOLE_SAMPLES = (*_CRITIC, "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax")
+
+
+def _name(node: DictConfig) -> str:
+    """The last word of what a node builds, if that is ours; what others wrote is not judged."""
+    package, _, name = str(node["_target_"]).rpartition(".")
+    return name if package.startswith("priorzero.") else ""
+
+
+def _check_sampling(cfg: DictConfig) -> None:
+    """Losses take the samples for those of the policy itself, afresh in every round."""
+    sampling, samples = cfg.rollout.sampling, cfg.rollout.samples_per_prompt
+    if not isinstance(samples, int) or samples < 1:
+        raise ConfigError(f"rollout.samples_per_prompt={samples}: it must be a whole number, 1 or more")
+    if sampling.top_p < 1:
+        raise ConfigError(
+            f"rollout.sampling.top_p={sampling.top_p} leaves tokens out, and objective trains the policy over all of "
+            "them, so the log-probabilities would not be those that the answers were drawn with: use "
+            "rollout.sampling.top_p=1 (a lower rollout.sampling.temperature also keeps unlikely tokens away)"
+        )
+    if sampling.temperature <= 0:
+        raise ConfigError(
+            f"rollout.sampling.temperature={sampling.temperature} writes the same answer every time, and objective "
+            "learns from differences between answers: use a temperature above 0"
+        )
+    if sampling.seed is not None:
+        raise ConfigError(
+            f"rollout.sampling.seed={sampling.seed} would draw the same random numbers in every round: use "
+            "rollout.sampling.seed=null; rollout.generator has a seed that makes the run repeatable"
+        )
+    if cfg.rollout.backend == "vllm" and cfg.llm.source == TINY_RANDOM:
+        raise ConfigError(
+            f"rollout=vllm loads models from files, and llm.source={TINY_RANDOM} has none: use rollout=transformers, "
+            "or another llm"
+        )
+
+
+def _check_advantage(cfg: DictConfig) -> None:
+    """The estimator gets what it needs, and what is made for an estimator is used."""
+    name, critic = _name(cfg.advantage.estimate), cfg.objective.critic
+    if name in _CRITIC and critic == "none":
+        raise ConfigError(
+            f"advantage={name} needs the values of a critic, and objective.critic=none trains none: use objective=ppo "
+            "(or objective.critic=shared, detached or own), or an advantage without a critic, like advantage=grpo"
+        )
+    if name in _WHOLE_SAMPLES + _COMPARING and name not in _CRITIC and critic != "none":
+        raise ConfigError(
+            f"objective.critic={critic} trains a critic, and advantage={name} gives it no targets and never asks it: "
+            "use advantage=gae, or objective.critic=none"
+        )
+    if name in _COMPARING and cfg.rollout.samples_per_prompt < 2:
+        raise ConfigError(
+            f"advantage={name} compares the answers to one prompt with each other, and rollout.samples_per_prompt="
+            f"{cfg.rollout.samples_per_prompt} leaves nothing to compare: use 2 or more (8 is usual), or "
+            "advantage=reinforce_pp, remax or gae"
+        )
+    if (name == "remax") != cfg.experience.greedy_baseline and name in _WHOLE_SAMPLES + _COMPARING:
+        wanted = str(name == "remax").lower()
+        raise ConfigError(
+            f"advantage={name} goes with experience.greedy_baseline={wanted}: the greedy answers are the baseline of "
+            "advantage=remax, which cannot do without, and nothing else reads them"
+        )
+
+
+def _check_dialogue(cfg: DictConfig) -> None:
+    """Turns that are samples of their own have no score each; tools need turns."""
+    name, loop = _name(cfg.advantage.estimate), cfg.agent.loop
+    if name == "gigpo" and loop.mode != "step":
+        raise ConfigError(
+            f"advantage=gigpo compares the steps of dialogues, and agent.loop.mode={loop.mode} makes one sample of a "
+            "whole dialogue: use agent=step, or another advantage, like advantage=grpo"
+        )
+    if name in _WHOLE_SAMPLES and loop.mode == "step" and loop.max_turns:
+        raise ConfigError(
+            f"agent.loop.mode=step makes a sample of each turn, of which only the last one gets the score, and "
+            f"advantage={name} would take that for the score of the turn alone: use advantage=gigpo, which credits the "
+            "turns before, or agent=tools, where a dialogue is one sample"
+        )
+    if cfg.tool and not loop.max_turns:
+        raise ConfigError(
+            f"tool={list(cfg.tool)} is offered to the model, and agent.loop.max_turns=0 leaves no turn to call it: use "
+            "agent=tools or agent=step, or tool=none"
+        )
+
+
+def _check_played_prompts(cfg: DictConfig) -> None:
+    """Prompts from play need a search that means something, and rewards for games."""
+    from_file = OmegaConf.is_missing(cfg.experience, "prompt_file") or cfg.experience.prompt_file is not None
+    imagining = [name for name, tool in cfg.tool.items() if _name(tool) == "ImagineTool"]
+    if from_file:
+        if imagining:
+            raise ConfigError(
+                f"tool={imagining} asks the world model about the situation of a prompt, and the prompts of "
+                "experience.prompt_file have none: use experience.prompt_file=null in a mode that trains the world "
+                "model, or another tool"
+            )
+        return
+    searching = "use collector.policy=wm_prior or wm" + " and mode=parallel" * (cfg.schedule.mode == "llm")
+    if cfg.schedule.mode == "llm" or cfg.collector.policy in ("prior", "random"):
+        raise ConfigError(
+            "experience.prompt_file=null makes prompts of what was played, whose right answers are what the search "
+            f"chose, and with mode={cfg.schedule.mode} and collector.policy={cfg.collector.policy} no trained world "
+            f"model searches: {searching}, or name a file in experience.prompt_file"
+        )
+    if cfg.agent.loop.max_turns and cfg.prompt.format != "think_answer":
+        raise ConfigError(
+            f"agent.loop.max_turns={cfg.agent.loop.max_turns} ends a dialogue at </{cfg.agent.loop.answer_tag}>, and "
+            f"prompt.format={cfg.prompt.format} asks for an action that is written otherwise, so no action would be "
+            "found: use prompt=think_answer, or agent=plain"
+        )
+    if problem := unfit_sources({GAME}, cfg.reward.sources):
+        raise ConfigError(f"prompts from play are of data source {GAME!r}, and {problem}")
+
+
+def _check_given(cfg: DictConfig) -> None:
+    """What only a program can give to a reward."""
+    for name, reward in cfg.reward.rewards.items():
+        if _name(reward) == "ScoreDelta" and OmegaConf.is_missing(reward, "play"):
+            raise ConfigError(
+                f"reward.rewards.{name} plays the action in the game, and train.py cannot give it a `play`: a prompt "
+                "is no game that goes on from there. Use reward=search_value, or reward=custom with a function of "
+                "your own"
+            )

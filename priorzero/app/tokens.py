@@ -13,10 +13,10 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from priorzero.app.given import for_rewards, for_tool, scenes
 from priorzero.app.models import load_copy, plain
-from priorzero.collect.imagine import Scene, imagine, scene_of
 from priorzero.data.prompt_budget import PromptBudget, fit_prompts
-from priorzero.data.prompt_source import Extras, FixedPrompts, PlayedPrompts, PromptSource
+from priorzero.data.prompt_source import FixedPrompts, PlayedPrompts, PromptSource, unfit_sources
 from priorzero.data.prompts import read_prompts
 from priorzero.data.token_stream import TokenDataConfig, TokenStream
 from priorzero.policy.experience import Experience, ExperienceConfig, ExperienceMaker, ScoredSamples
@@ -31,14 +31,12 @@ from priorzero.rollout.retry import RetryingGenerator
 from priorzero.text.chat import row_tokens
 from priorzero.text.parse import parse_answer
 from priorzero.text.prompt import PromptBuilder
-from priorzero.types import Answer, Dialogue, Imagined, Message, PromptRow, Segment
+from priorzero.types import Answer, Dialogue, Message, PromptRow
 
 if TYPE_CHECKING:
     from priorzero.app.build import Run
 
 log = logging.getLogger(__name__)
-
-IMAGINED_AT_ONCE = 256  # actions in one batch of the world model
 
 
 def learns_from_answers(cfg: DictConfig) -> bool:
@@ -66,9 +64,15 @@ def build_token_module(cfg: DictConfig, language_model: LanguageModel) -> TokenM
 
 
 def build_token_stream(run: Run, module: TokenModule, language_model: LanguageModel) -> TokenStream:
-    """The stream of a `TokenModule`: prompts from a file or from the replay, answers by the rollout backend."""
+    """The stream of a `TokenModule`: prompts from a file or from the replay, answers by the rollout backend.
+
+    Raises:
+        ValueError: there are prompts without a reward, or rewards without a prompt.
+    """
     cfg = run.cfg
     source = build_prompt_source(run, language_model.tokenizer)
+    if problem := unfit_sources(set(source.data_sources), cfg.reward.sources):
+        raise ValueError(f"the prompts do not fit the rewards: {problem}")
     rollouts = Rollouts(run, module, language_model)
     keys = ("prompts", "epochs", "updates", "micro_batches", "row_tokens")
     config = TokenDataConfig(**{key: cfg.experience[key] for key in keys})
@@ -115,13 +119,13 @@ class Rollouts:
         cfg = run.cfg
         self.run, self.module, self.tokenizer = run, module, language_model.tokenizer
         self.generator = build_generator(cfg)
-        tools = [instantiate(tool, **given(run, tool)) for tool in cfg.tool.values()]
+        tools = [instantiate(tool, **for_tool(run, tool)) for tool in cfg.tool.values()]
         self.loop = AgentLoop(
             self.generator, self.tokenizer, tools, instantiate(cfg.agent.loop), instantiate(cfg.agent.calls)
         )
         self.loop.check()
         self.sampling: Sampling = instantiate(cfg.rollout.sampling, _convert_="all")
-        self.grader: Grader = instantiate(cfg.reward, rewards=injected(self))
+        self.grader: Grader = instantiate(cfg.reward, rewards=for_rewards(cfg, self.reply))
         config = ExperienceConfig(
             row_tokens=cfg.experience.row_tokens,
             score_tokens=cfg.experience.score_tokens,
@@ -144,10 +148,10 @@ class Rollouts:
         samples = self._samples(episodes, grades)
         if cfg.experience.greedy_baseline:
             samples = self._with_baseline(samples, rows)
+        self.generator.sleep()  # its memory is the trainer's now, where it can give some back
         experience, metrics = self.maker.make(samples)
         told |= metrics | {f"reward/{name}": value for name, value in grades.metrics().items()}
-        told |= counts([d for dialogues in episodes for d in dialogues])
-        self.module.told = told | self.generator.metrics()
+        self.module.told = told | counts(episodes) | self.generator.metrics()
         return experience
 
     def _sync(self, rows: Sequence[PromptRow]) -> dict[str, float]:
@@ -187,11 +191,16 @@ class Rollouts:
         )
 
     def _with_baseline(self, samples: ScoredSamples, rows: Sequence[PromptRow]) -> ScoredSamples:
+        """Compare with greedy answers; where there is none that could be scored, its samples are masked."""
         greedy = self.loop.run(rows, replace(self.sampling, temperature=0.0), 1)
         grades = self._grade(greedy)
-        score = {row.group_id: total for row, total in zip(rows, grades.totals, strict=True)}
-        baseline = np.array([score[d.row.group_id] for d in samples.dialogues])
-        return replace(samples, baseline=baseline)
+        limit = self.maker.config.reward_limit
+        paid = np.array([sum(sum(d.turn_rewards) for d in dialogues) for dialogues in greedy])
+        known = grades.scored & np.array([dialogues[-1].valid for dialogues in greedy])
+        place = {row.group_id: i for i, row in enumerate(rows)}
+        of = np.array([place[d.row.group_id] for d in samples.dialogues])
+        scores = grades.totals if limit is None else np.clip(grades.totals, -limit, limit)
+        return replace(samples, baseline=(scores + paid)[of], scored=samples.scored & known[of])
 
     def reply(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """What the present model replies to chats, most likely token by most likely token."""
@@ -226,72 +235,11 @@ class Rollouts:
         }
 
 
-def counts(dialogues: Sequence[Dialogue]) -> dict[str, float]:
-    """Means of what the dialogues counted, and how many were cut or failed."""
-    n = max(len(dialogues), 1)
+def counts(episodes: Sequence[Sequence[Dialogue]]) -> dict[str, float]:
+    """Means a dialogue of what was counted in it, and how many samples were cut off by a fault."""
+    dialogues = [dialogue for steps in episodes for dialogue in steps]
     names = {name for dialogue in dialogues for name in dialogue.counts}
+    n = max(len(episodes), 1)
     found = {f"rollout/{name}": sum(d.counts.get(name, 0.0) for d in dialogues) / n for name in sorted(names)}
     found["rollout/invalid_samples"] = float(sum(not d.valid for d in dialogues))
-    return found
-
-
-# ------------------------------------------------------------------------------------ what rewards and tools get
-
-
-def scenes(run: Run) -> Extras:
-    """The situation of each prompt as the world model sees it; where a reward wants it, the value of its actions."""
-    steps = run.cfg.world_model.context_steps
-    valued = any(str(reward["_target_"]).endswith("SearchValue") for reward in run.cfg.reward.rewards.values())
-
-    def extras(segments: Sequence[Segment], at: Sequence[int]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [
-            {"scene": scene_of(segment, step, steps)} for segment, step in zip(segments, at, strict=True)
-        ]
-        if valued:
-            _add_values(run, found, [segment.valid_actions[step] for segment, step in zip(segments, at, strict=True)])
-        return found
-
-    return extras
-
-
-def _add_values(run: Run, extras: list[dict[str, Any]], valid: Sequence[Sequence[str]]) -> None:
-    asked = [(extra["scene"], action) for extra, actions in zip(extras, valid, strict=True) for action in actions]
-    imagined = iter(_imagine(run, [scene for scene, _ in asked], [action for _, action in asked]))
-    for extra, actions in zip(extras, valid, strict=True):
-        found = {action: next(imagined) for action in actions}
-        extra["action_values"] = {action: i.reward + run.cfg.gamma * i.value for action, i in found.items()}
-
-
-def _imagine(run: Run, scenes: Sequence[Scene], actions: Sequence[str]) -> list[Imagined]:
-    player = run.collector.actor.player
-    with run.collector.paused():  # nobody else searches with the same planner
-        return [
-            found
-            for i in range(0, len(scenes), IMAGINED_AT_ONCE)
-            for found in imagine(
-                player,
-                scenes[i : i + IMAGINED_AT_ONCE],
-                actions[i : i + IMAGINED_AT_ONCE],
-                run.cfg.world_model.context_steps,
-            )
-        ]
-
-
-def given(run: Run, tool: DictConfig) -> dict[str, Any]:
-    """What a tool of the configuration gets from the program: the world model, for `imagine`."""
-    if not str(tool["_target_"]).endswith("ImagineTool"):
-        return {}
-
-    def ask(rows: Sequence[PromptRow], actions: Sequence[str]) -> list[Imagined]:
-        return _imagine(run, [row.extra["scene"] for row in rows], actions)
-
-    return {"imagine": ask}
-
-
-def injected(rollouts: Rollouts) -> dict[str, dict[str, Any]]:
-    """What rewards of the configuration get from the program: the generator, for a model that judges."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, reward in rollouts.run.cfg.reward.rewards.items():
-        if str(reward["_target_"]).endswith("Judge"):
-            found[str(name)] = {"generate": rollouts.reply}
     return found

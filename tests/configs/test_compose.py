@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from priorzero.app.refusals import ConfigError, check_config
+from priorzero.app.tokens import learns_from_answers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -53,9 +54,13 @@ def test_every_mode_is_allowed_on_every_environment(env: str, mode: str):
     assert cfg.schedule.mode == mode
 
 
+FILE = ["experience.prompt_file=rows.jsonl"]
+LEFT_TO_THE_USER = {"answers_grpo": FILE, "answers_ppo": FILE, "search_agent": FILE}
+
+
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_experiments_are_allowed_and_carry_name_and_tags(experiment: str):
-    cfg = configuration(f"experiment={experiment}")
+    cfg = configuration(f"experiment={experiment}", *LEFT_TO_THE_USER.get(experiment, ()))
     check_config(cfg)
     assert cfg.name == experiment
     assert cfg.tags
@@ -65,10 +70,13 @@ def test_experiments_are_allowed_and_carry_name_and_tags(experiment: str):
 @pytest.mark.parametrize("experiment", choices("experiment"))
 @pytest.mark.parametrize("mode", choices("mode"))
 def test_a_mode_works_under_an_experiment_or_is_refused(experiment: str, mode: str):
-    cfg = configuration(f"experiment={experiment}", f"mode={mode}")
+    cfg = configuration(f"experiment={experiment}", f"mode={mode}", *LEFT_TO_THE_USER.get(experiment, ()))
     assert cfg.schedule.mode == mode
     if cfg.llm.source is None and mode != "world_model":
         with pytest.raises(ConfigError, match="llm=none"):
+            check_config(cfg)
+    elif mode == "llm" and learns_from_answers(cfg) and cfg.experience.prompt_file is None:
+        with pytest.raises(ConfigError, match="no trained world model searches"):
             check_config(cfg)
     else:
         check_config(cfg)
