@@ -6,8 +6,8 @@ Each document of the corpus is a room of a house, with what is in it: "Harper Fa
 room of one thing: "Where in Harper Farm is the mop?". House and thing stand together in one document only, and
 which room it is nobody can know without it. Written are
     corpus.jsonl                             for python retrieve.py
-    train.jsonl, heldout.jsonl               the questions, with an example of how to search and answer; houses differ
-    train_plain.jsonl, heldout_plain.jsonl   the same questions, with an example that answers at once
+    train.jsonl, heldout.jsonl               the questions, with examples of a search; houses differ
+    train_plain.jsonl, heldout_plain.jsonl   the same questions, with examples that answer at once
 The same arguments give the same files, byte by byte. Train on them with experiment=search_agent.
 """
 
@@ -37,7 +37,6 @@ SHOWN = 4  # things in a document: short ones cost little, and BM25 prefers them
 
 SEARCH_SYSTEM = "Search, then answer with the room."
 PLAIN_SYSTEM = "Answer with the room."
-EXAMPLE = Document("example", "Cooper Palace: attic", "mop in the chest, pillow on the floor.")  # not in the corpus
 
 
 @dataclass(frozen=True)
@@ -137,29 +136,34 @@ def findable(questions: list[Question], documents: list[Document]) -> list[Quest
     return [q for q, found in zip(questions, best, strict=True) if found and q.answered_by(found[0].document)]
 
 
+EXAMPLES = (  # of houses that are not in the corpus
+    (Question("Cooper Palace", "mop", "attic"), "mop in the chest, pillow on the floor."),
+    (Question("Barton Villa", "red lamp", "garage"), "shoe on the shelf, red lamp on the floor."),
+    (Question("Dexter Chapel", "egg", "larder"), "egg in the box, old map on the table."),
+)
+
+
 def search_row(question: Question) -> PromptRow:
-    """The question behind an example of a search."""
-    shown = (
-        "<search>Cooper Palace mop</search>\n\n"
-        f"<information>Doc 1 (Title: {EXAMPLE.title}) {EXAMPLE.text}</information>\n\n<answer>attic</answer>"
-    )
+    """The question behind examples of a search and an answer."""
+    shown = [
+        f"<search>{q.house} {q.thing}</search>\n\n<information>Doc 1 (Title: {q.house}: {q.room}) {text}</information>"
+        f"\n\n<answer>{q.room}</answer>"
+        for q, text in EXAMPLES
+    ]
     return _row(question, SEARCH_SYSTEM, shown, "<search>")
 
 
 def plain_row(question: Question) -> PromptRow:
-    """The question behind an example of an answer."""
-    return _row(question, PLAIN_SYSTEM, "<answer>attic</answer>", "<answer>")
+    """The question behind examples of an answer."""
+    return _row(question, PLAIN_SYSTEM, [f"<answer>{q.room}</answer>" for q, _ in EXAMPLES], "<answer>")
 
 
-def _row(question: Question, system: str, shown: str, prefix: str) -> PromptRow:
-    chat = (
-        Message("system", system),
-        Message("user", Question("Cooper Palace", "mop", "attic").text),
-        Message("assistant", shown),
-        Message("user", question.text),
-    )
+def _row(question: Question, system: str, shown: list[str], prefix: str) -> PromptRow:
+    chat = [Message("system", system)]
+    for (example, _), text in zip(EXAMPLES, shown, strict=True):
+        chat += [Message("user", example.text), Message("assistant", text)]
     return PromptRow(
-        messages=chat,
+        messages=(*chat, Message("user", question.text)),
         answer=question.room,
         data_source=SOURCE,
         state_id=f"{question.house}, {question.thing}",

@@ -113,9 +113,9 @@ class OneSequence:
         last = self._tokens[-1]
         if last in self._special:
             suffix = reply_text(self._tokenizer, self._tokenizer.decode([last]), text)
+            self._given = encode(self._tokenizer, suffix)
         else:
-            suffix = f"\n\n{text}\n\n"
-        self._given = encode(self._tokenizer, suffix)
+            self._given = encode_start(self._tokenizer, f"\n\n{text}\n\n")
 
     def dialogues(self, ending: Ending) -> list[Dialogue]:
         """As in `Record`: a single one."""
@@ -209,6 +209,18 @@ class StepSequences:
             counts=ending.counts if turn == 0 else {},
             valid=ending.valid,
         )
+
+
+def encode_start(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on with a tag.
+
+    Blank space at the very end of a text often has a token of its own that is never followed by a word (two line feeds
+    in GPT-2's vocabulary and its many heirs): a model that reads it will not write the tag that it would write else.
+    """
+    tag = encode(tokenizer, "<")
+    tokens = encode(tokenizer, f"{text}<")
+    start = tokens[: -len(tag)]
+    return start if tokens[-len(tag) :] == tag and tokenizer.decode(start) == text else encode(tokenizer, text)
 
 
 def written_text(tokenizer: Any, dialogue: Dialogue) -> str:

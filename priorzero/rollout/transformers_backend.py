@@ -156,27 +156,37 @@ class TransformersGenerator:
                 row.finish = "length"
 
     def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[_Row]) -> tuple[Tensor, _State]:
-        """The logits behind each row's prompt [B, V], and the state to go on from. Equal rows are computed once."""
+        """The logits behind each row's prompt [B, V], and the state to go on from.
+
+        Equal prompts are computed once, and so are the tokens that all prompts begin with.
+        """
         from transformers import DynamicCache
 
-        asked = list(dict.fromkeys(row.prompt for row in rows))
-        width = max(len(prompts[i]) for i in asked)
-        padded = [[self.language_model.pad_id] * (width - len(prompts[i])) + list(prompts[i]) for i in asked]
+        asked = list(dict.fromkeys(tuple(prompts[row.prompt]) for row in rows))
         device = next(self._model.parameters()).device
-        lengths = torch.tensor([len(prompts[i]) for i in asked], device=device)
-        mask = torch.arange(width, device=device) >= width - lengths[:, None]
-        state = _State(DynamicCache(config=self._causal.config), mask.long())
-        logits = self._forward(torch.tensor(padded, device=device), state)
+        state = _State(DynamicCache(config=self._causal.config), torch.ones(1, 0, dtype=torch.int64, device=device))
+        shared = _shared(asked)
+        if shared:
+            self._forward(torch.tensor([asked[0][:shared]], device=device), state)
+            state.select(torch.zeros(len(asked), dtype=torch.int64, device=device))
+        rests = [prompt[shared:] for prompt in asked]
+        width = max(map(len, rests))
+        padded = [(self.language_model.pad_id,) * (width - len(rest)) + rest for rest in rests]
+        lengths = torch.tensor([len(rest) for rest in rests], device=device)
+        real = torch.arange(width, device=device) >= width - lengths[:, None]
+        logits = self._forward(torch.tensor(padded, device=device), state, real.long())
         if len(asked) < len(rows):
-            where = torch.tensor([asked.index(row.prompt) for row in rows], device=device)
+            place = {prompt: i for i, prompt in enumerate(asked)}
+            where = torch.tensor([place[tuple(prompts[row.prompt])] for row in rows], device=device)
             state.select(where)
             logits = logits[where]
         return logits, state
 
-    def _forward(self, tokens: Tensor, state: _State) -> Tensor:
-        """Feeds ``tokens`` [B, n] and returns the logits behind the last of each row, [B, V]."""
-        if state.fed:
-            state.mask = torch.cat([state.mask, torch.ones_like(tokens)], dim=1)
+    def _forward(self, tokens: Tensor, state: _State, real: Tensor | None = None) -> Tensor:
+        """Feeds ``tokens`` [B, n], all of them ``real`` or as it says [B, n], and returns the last logits [B, V]."""
+        state.mask = torch.cat(
+            [state.mask.expand(len(tokens), -1), torch.ones_like(tokens) if real is None else real], 1
+        )
         position = (state.mask.cumsum(-1) - 1).clamp(min=0)[:, state.fed :]
         state.fed += tokens.shape[1]
         out = self._causal(
@@ -188,6 +198,15 @@ class TransformersGenerator:
             logits_to_keep=1,
         )
         return out.logits[:, -1]
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens several prompts begin with together; the last token of each is never counted."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # what these two share, all between them share
+    limit = min(map(len, prompts)) - 1
+    return next((i for i in range(limit) if low[i] != high[i]), limit)
 
 
 @dataclass

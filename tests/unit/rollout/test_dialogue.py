@@ -10,6 +10,8 @@ from scripted import perturb_given
 
 from priorzero.rl.aggregation import UpdateSize, aggregate
 from priorzero.rl.token_loss import LossInputs, ppo
+from priorzero.rollout.dialogue import encode_start
+from priorzero.text.chat import encode
 
 PARTS = st.sampled_from(
     ["Hm, ", "é ☃ ", "<search>", "</search>", "<answer>", "</answer>", "<|im_end|>", "north", " \n"]
@@ -36,6 +38,15 @@ def test_written_is_exactly_what_was_sampled(tokenizer, turns, mode, seed):
             assert len(dialogue.turn_ends) == len(dialogue.turn_rewards)
             _assert_only_written_tokens_matter(dialogue, np.random.default_rng(seed))
     _assert_prompts_only_grow(generator, mode)
+
+
+def test_a_result_is_tokenised_as_in_a_text_that_goes_on_with_a_tag(tokenizer):
+    text = "\n\n<information>b</information>\n\n"
+    start = encode_start(tokenizer, text)
+    assert tokenizer.decode(start) == text
+    assert encode(tokenizer, f"{text}<answer>c</answer>")[: len(start)] == start
+    assert encode(tokenizer, text) != start  # two line feeds at an end are a token that no tag follows
+    assert tokenizer.decode(encode_start(tokenizer, "none of these x ")) == "none of these x "
 
 
 def _turn_runs(dialogue):

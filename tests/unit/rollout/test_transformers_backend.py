@@ -53,6 +53,24 @@ def test_equals_the_naive_loop(tiny, case, samples):
             np.testing.assert_allclose(got[i][j].logprobs, logprobs, atol=1e-4)
 
 
+def test_what_prompts_share_is_computed_once(tiny):
+    start = "You are in the kitchen. On the table is a brown sack. "
+    prompts, how = encode(tiny, (f"{start}open mailbox", f"{start}go", f"{start}go", start)), sampling(max_tokens=3)
+    generator, fed = build(tiny), []
+    hook = generator._causal.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    got = generator.generate(prompts, how)
+    hook.remove()
+    shared = len(prompts[3]) - 1
+    assert fed[:2] == [(1, shared), (3, len(prompts[0]) - shared)]
+    uniform = torch.rand(4, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for prompt, (answer,), random in zip(prompts, got, uniform, strict=True):
+        tokens, logprobs, finish = naive(tiny.model, tiny.tokenizer, prompt, how, random)
+        assert (answer.tokens, answer.finish) == (tuple(tokens), finish)
+        np.testing.assert_allclose(answer.logprobs, logprobs, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [{"stop": ("Hello", ".")}, {"temperature": 0.6, "top_p": 0.9}])
 def test_equals_the_naive_loop_with_the_embedded_model(llm_path, case):
