@@ -10,9 +10,9 @@ graphs are recorded, loops compiled, and the caches of texts, valid actions and 
 ``--groups`` are played in turns, slice by slice, so that their ratio does not depend on what else the machine does.
 
 Shares are of the time on the clock. "games" is waiting for the workers, which play while something else is searched if
-there are 2 groups. What the workers do is given in processor milliseconds a step. In a thread the updates run beside
-the rest, so the shares add up to more than 100; "rest" is then of the collecting thread, and holds its waiting for
-updates.
+there are 2 groups. "own ms" and "worker ms" are processor milliseconds a step, of this process and of the workers; only
+games that have to look for valid actions say what these cost. In a thread the updates run beside the rest, so the
+shares add up to more than 100; "rest" is then of the collecting thread, and holds its waiting for updates.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Reading:
     """All counters of a run at one moment."""
 
     time: float
+    processor: float  # of this process, all threads
     steps: int
     own: dict[str, float]
     workers: dict[str, float]
@@ -85,9 +86,8 @@ def read(run: Run, updates: int = 0, update_s: float = 0.0) -> Reading:
     actor, encoder = run.collector.actor, run.collector.actor.player.encoder
     own = {name: actor.player.seconds[name] for name in OWN}
     texts = encoder.hits, encoder.misses
-    return Reading(
-        time.perf_counter(), actor.env_steps, own, dict(actor.envs.seconds), texts, updates, update_s
-    )  # fmt: skip
+    now = time.perf_counter(), time.process_time()
+    return Reading(*now, actor.env_steps, own, dict(actor.envs.seconds), texts, updates, update_s)
 
 
 def row(cfg: DictConfig, a: Reading, b: Reading) -> dict[str, Any]:
@@ -103,9 +103,10 @@ def row(cfg: DictConfig, a: Reading, b: Reading) -> dict[str, Any]:
         windows = updates * cfg.data.batch_size
         out |= {"update %": update, "updates/s": updates / seconds, "windows/step": windows / max(steps, 1)}
     out["rest %"] = 100 - sum(spent.values()) - beside
-    per_step = 1e3 / max(steps, 1)
-    out |= {"worker ms": work["step"] * per_step, "of it valid actions": work["valid_actions"] * per_step}
-    return out | {"cores of workers": work["step"] / seconds, "text hits %": 100 * hits / max(hits + misses, 1)}
+    ms = 1e3 / max(steps, 1)
+    out |= {"own ms": (b.processor - a.processor) * ms, "worker ms": work["step"] * ms}
+    out |= {"of it valid actions": work["valid_actions"] * ms, "cores of workers": work["step"] / seconds}
+    return out | {"text hits %": 100 * hits / max(hits + misses, 1)}
 
 
 # --------------------------------------------------------------------------------------------------------- playing
@@ -215,8 +216,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for groups in settings:
         own = [r for r in rows if r["groups"] == groups]
-        medians = {name: statistics.median(r[name] for r in own) for name in own[0]}
-        out.append({**medians, "x": medians["steps/s"] / (out[0] if out else medians)["steps/s"]})
+        medians = {name: statistics.median(r[name] for r in own) for name in own[0]} | {"groups": groups}
+        out.append({**medians, "x": round(medians["steps/s"] / (out[0] if out else medians)["steps/s"], 2)})
     return out
 
 
