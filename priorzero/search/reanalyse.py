@@ -55,7 +55,7 @@ def reanalyse(
         config: which search, and its constants.
         llm_weight: share of ``prior_probs`` in the root's prior, one number or [n]; without them the world model's
             policy stands alone, as it does in rows of share 0.
-        batch: most trees in one search; 256 to 1024 on a GPU, 32 on a CPU core.
+        batch: most trees in one search. The more the faster; memory grows with them.
 
     Raises:
         ValueError: ``batch`` is below 1, or what `search` raises.

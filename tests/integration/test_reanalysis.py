@@ -52,6 +52,8 @@ def test_options_reach_all_planners(tmp_path: Path, tiny_encoder: Path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
-def test_a_compiled_world_model_trains(tmp_path: Path, tiny_encoder: Path):
-    train(config(tmp_path, tiny_encoder, [*SHORT, "world_model.compile=true"]))
-    assert all(loss > 0 for loss in logged(tmp_path, "wm/loss"))
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_network_is_compiled_where_asked(asked: bool, tmp_path: Path, tiny_encoder: Path):
+    run = build_run(config(tmp_path, tiny_encoder, [*SHORT, f"world_model.compile={asked}"]))
+    run.close()
+    assert (run.learners["world_model"].module.model._compiled_call_impl is not None) == asked

@@ -97,6 +97,7 @@ def test_learns_a_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it compiles
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 def test_a_compiled_network_learns_the_same(
     make_module: Callable[..., WorldModelModule], make_batch: Callable[..., WorldModelBatch]
