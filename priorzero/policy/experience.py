@@ -119,17 +119,7 @@ class ExperienceMaker:
         if not self.config.mask_given:  # nobody sampled these tokens: there is nothing to correct
             written = _written(samples.dialogues, raw.mask)
             raw = replace(raw, rollout_logprobs=torch.where(written, raw.rollout_logprobs, raw.old_logprobs))
-        objective = self.module.objective
-        in_reward = kl is not None and objective.kl_place == "reward"
-        rewards = token_rewards(
-            torch.from_numpy(np.asarray(samples.scores, np.float32)),
-            raw.mask,
-            turn_rewards=_placed(samples.dialogues, raw.mask),
-            kl=kl if in_reward else None,
-            kl_weight=self.module.kl.coefficient if in_reward else 0.0,
-            limit=self.config.reward_limit,
-        )
-        inputs = self._inputs(samples, raw, rewards)
+        inputs = self._inputs(samples, raw, self._rewards(samples, raw, kl))
         result = self.estimator(inputs)
         mask = raw.mask & result.usable[:, None]
         if not mask.any():
@@ -220,6 +210,17 @@ class ExperienceMaker:
     def _on_device(self, raw: Experience, index: list[int]) -> TokenBatch:
         batch = raw.batch(index, (1, 1), self.pad_id, self.config.row_tokens)
         return batch.to(self.module.device)
+
+    def _rewards(self, samples: ScoredSamples, raw: Experience, kl: Tensor | None) -> Tensor:
+        in_reward = kl is not None and self.module.objective.kl_place == "reward"
+        return token_rewards(
+            torch.from_numpy(np.asarray(samples.scores, np.float32)),
+            raw.mask,
+            turn_rewards=_placed(samples.dialogues, raw.mask),
+            kl=kl if in_reward else None,
+            kl_weight=self.module.kl.coefficient if in_reward else 0.0,
+            limit=self.config.reward_limit,
+        )
 
     def _inputs(self, samples: ScoredSamples, raw: Experience, rewards: Tensor) -> AdvantageInputs:
         rows = [d.row for d in samples.dialogues]
