@@ -33,13 +33,15 @@ class Figure:
 
     def measured(self, report: dict[str, Any]) -> tuple[str, float] | None:
         """Description and number, None where the report has no such row."""
-        rows = [
-            r for r in rows_of(report) if self.row.items() <= r.items() and isinstance(r.get(self.field), int | float)
-        ]
+        rows = [r for r in rows_of(report) if self.row.items() <= r.items() and self._counts(r)]
         if not rows:
             return None
         chosen = (max if self.more_is_better else min)(rows, key=lambda r: r[self.field])
         return self.what.format_map({**report, **chosen}), chosen[self.field]
+
+    def _counts(self, row: dict[str, Any]) -> bool:
+        """Whether a row has the number, and is no floor, which nothing can reach."""
+        return isinstance(row.get(self.field), int | float) and not str(row.get("what", "")).startswith("floor")
 
     def text(self, value: float) -> str:
         """A number as the table shows it."""
@@ -63,8 +65,8 @@ FIGURES = (
     Figure("end_to_end-*-train.json", STEPS + ", with updates" + GROUPS, {}, "steps/s",
            END.format("detective", "none") + " --train"),
     *(
-        Figure("search-cuda.json", SEARCH + "one GPU", {"what": "tree on the device, graph", "B": batch},
-               "decisions_per_s", "python -m benchmarks.search --device cuda")
+        Figure("search-cuda.json", SEARCH + "one GPU: {what}", {"B": batch}, "decisions_per_s",
+               "python -m benchmarks.search --device cuda")
         for batch in (8, 64, 256)
     ),
     *(
@@ -73,7 +75,7 @@ FIGURES = (
                "OMP_NUM_THREADS=1 python -m benchmarks.search", more_is_better=False)
         for batch in (8, 32)
     ),
-    Figure("world_model-cuda.json", "updates/s, {windows} windows, d {width}, one GPU", {}, "updates_per_s",
+    Figure("world_model-cuda.json", "updates/s, {windows} windows, d {width}, one GPU: {what}", {}, "updates_per_s",
            "python -m benchmarks.world_model --device cuda"),
     Figure("world_model-cpu.json", "updates/s, {windows} windows, d {width}, one core", {"what": "update"},
            "updates_per_s", "OMP_NUM_THREADS=1 python -m benchmarks.world_model"),
@@ -92,6 +94,20 @@ FIGURES = (
                "tokens_per_s", "python -m benchmarks.generation")
         for way in ("rollout=transformers", "rollout=vllm")
     ),
+    *(
+        figure
+        for device in ("cuda", "cpu")
+        for figure in (
+            Figure(f"prior_scoring-{device}.json", "states/s of the prior, {settings[device]}, {B} at once: {what}", {},
+                   "states_per_s", f"python -m benchmarks.prior_scoring --device {device}"),
+            Figure(f"prior_scoring-{device}.json", "x padded rows, prior, {settings[device]}, {B} at once: {what}", {},
+                   "x", f"python -m benchmarks.prior_scoring --device {device}"),
+            Figure(f"policy_update-{device}.json", "x padded rows, policy update, {settings[device]}",
+                   {"what": "packed"}, "x", f"python -m benchmarks.policy_update --device {device}"),
+        )
+    ),
+    Figure("reanalysis*.json", "ms a state searched again, d {d}, {simulations} simulations, {states} states: {what}",
+           {}, "ms_per_state", "python -m benchmarks.reanalysis", more_is_better=False),
     *(
         figure
         for game in ("zork1", "detective", "acorncourt")

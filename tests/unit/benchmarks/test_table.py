@@ -38,10 +38,16 @@ def test_the_table_reads_every_form_of_report(tmp_path: Path):
         "story_files": {"total": {"steps": 80_000, "crash": 1, "timeout": 2}, "games": []},
         "generation": {"settings": {"source": "x", "device": "cpu"}, "results": {"rollout=vllm": {"tokens_per_s": 5}}},
         "encoder-cpu": {"source": "x", "rows": [{"what": "texts never seen", "texts_per_s": 40.0}]},
+        "search-cuda": {
+            "simulations": 25,
+            "rows": [
+                {"what": w, "B": 64, "d": 768, "decisions_per_s": n} for w, n in (("a", 7), ("b", 9), ("floor", 99))
+            ],
+        },
         "other": {"rows": [{"what": "update"}]},
     }
     paths = [write(tmp_path / f"{name}.json", report) for name, report in reports.items()]
     lines, used, unread = table(paths)
-    assert [line.split("|")[3].strip() for line in lines] == ["12.3", "98.7%", "80,000", "3", "5", "40"]
+    assert [line.split("|")[3].strip() for line in lines] == ["12.3", "98.7%", "80,000", "3", "5", "40", "9"]
     assert unread == [tmp_path / "other.json"]
     assert set(map(id, used)) < set(map(id, FIGURES))
