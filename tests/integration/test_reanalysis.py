@@ -20,17 +20,15 @@ def logged(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-@pytest.mark.parametrize(("collector", "ratio"), [("inline", 0.0), ("inline", 0.5), ("thread", 0.5)])
-def test_states_are_searched_again(collector: str, ratio: float, tmp_path: Path, tiny_encoder: Path):
-    more = [f"collector={collector}", f"data.reanalysis_ratio={ratio}", "data.tolerance=500"]
-    train(config(tmp_path, tiny_encoder, [*SHORT, *more]))
+def test_states_are_searched_again_beside_a_playing_thread(tmp_path: Path, tiny_encoder: Path):
+    """Inline, and that it goes on to the bit: test_resume.py."""
+    train(
+        config(tmp_path, tiny_encoder, [*SHORT, "collector=thread", "data.reanalysis_ratio=0.5", "data.tolerance=500"])
+    )
     counts, seconds = logged(tmp_path, "replay/reanalysed"), logged(tmp_path, "time/reanalyse_s")
-    assert len(counts) == 2
     assert all(loss > 0 for loss in logged(tmp_path, "wm/loss"))
-    if not ratio:
-        assert (counts, seconds) == ([0, 0], [])
-        return
     # 2 rounds of 2 updates, 2 of 4 windows in each, of at most 3 trained steps
+    assert len(counts) == 2
     assert 0 < counts[0] <= 12
     assert counts[0] < counts[1] <= 24
     assert seconds[1] > seconds[0] > 0
@@ -56,4 +54,6 @@ def test_options_reach_all_planners(tmp_path: Path, tiny_encoder: Path):
 def test_the_network_is_compiled_where_asked(asked: bool, tmp_path: Path, tiny_encoder: Path):
     run = build_run(config(tmp_path, tiny_encoder, [*SHORT, f"world_model.compile={asked}"]))
     run.close()
-    assert (run.learners["world_model"].module.model._compiled_call_impl is not None) == asked
+    learner = run.learners["world_model"]
+    assert (learner.module.model._compiled_call_impl is not None) == asked
+    assert learner.data.stream._fresh is None  # by default nothing is searched again
