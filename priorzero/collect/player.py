@@ -197,6 +197,9 @@ class Player:
 
     def _actions(self, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the valid actions [B, A], padded with -1, and the actions known in each game [B, V]."""
+        new = [a for e in episodes for a in e.step.valid_actions if a not in self.vocabulary]
+        if new:
+            self.encoder.encode(new)  # together, not game by game: the vocabulary finds them in the encoder's cache
         ids = [self.vocabulary.add(e.step.game, e.step.valid_actions) for e in episodes]
         actions = np.full((len(ids), max(map(len, ids))), -1, np.int32)
         for row, some in zip(actions, ids, strict=True):

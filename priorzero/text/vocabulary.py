@@ -40,6 +40,9 @@ class ActionVocabulary:
     def __len__(self) -> int:
         return self._size
 
+    def __contains__(self, action: str) -> bool:
+        return action in self._ids
+
     def add(self, game: str, actions: Sequence[str]) -> np.ndarray:
         """Ids ``[n]`` int32 of ``n`` actions that ``game`` offers; texts never seen before are encoded and appended."""
         with self._lock:

@@ -129,6 +129,15 @@ def test_contexts_hold_the_last_steps(envs, make_player, episodes):
     np.testing.assert_array_equal(context.actions, [[-1, -1], player.vocabulary.ids(["wait", "go east"])])
 
 
+def test_new_actions_of_all_games_are_encoded_together(make_player, episodes, monkeypatch):
+    player, asked = make_player(), []
+    encode = player.encoder.encode
+    monkeypatch.setattr(player.encoder, "encode", lambda texts: asked.append(list(texts)) or encode(texts))
+    for _ in range(2):
+        player._actions(episodes)
+    assert asked == [[*episodes[0].step.valid_actions, *episodes[1].step.valid_actions]]
+
+
 def test_what_is_missing_is_said(make_player, episodes):
     with pytest.raises(ValueError, match="unknown policy 'mcts': use one of random, prior, wm, wm_prior"):
         make_player().decide("mcts", episodes, explore=False)

@@ -24,6 +24,8 @@ def test_ids_count_first_sights_over_all_games():
     assert vocabulary.add("zork1", ["look", "open mailbox"]).tolist() == [0, 1]
     assert vocabulary.add("detective", ["look", "take gun", "look"]).tolist() == [0, 2, 0]
     assert len(vocabulary) == 3
+    assert "take gun" in vocabulary
+    assert "gun" not in vocabulary
     assert [vocabulary.text(i) for i in range(3)] == ["look", "open mailbox", "take gun"]
     ids = vocabulary.ids(["take gun", "look"])
     assert ids.dtype == np.int32
