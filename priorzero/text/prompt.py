@@ -122,6 +122,9 @@ class PromptBuilder:
         self.truncated = 0  # prompts whose observation was cut
         self._prefix_ids = self._encode(self.format.prefix)
         self._answer = lru_cache(maxsize=65_536)(self._encode_answer)
+        # what was written and counted to see whether it fits is the prompt itself, and games repeat themselves
+        self._write = lru_cache(maxsize=512)(self._write_chat)
+        self._tokens = lru_cache(maxsize=512)(lambda text: tuple(self._encode(text)))
 
     def prompt(self, situation: Situation, reasoning: str | None = None) -> list[int]:
         """Tokens of the prompt; an answer's tokens follow directly.
@@ -136,7 +139,7 @@ class PromptBuilder:
             PromptTooLongError: the prompt does not fit even without history.
             ValueError: a reasoning is given and the format has none.
         """
-        return self._encode(self.text(situation, reasoning))
+        return list(self._tokens(self.text(situation, reasoning)))
 
     def text(self, situation: Situation, reasoning: str | None = None) -> str:
         """The prompt as text, as ``prompt`` tokenises it. Same arguments and errors."""
@@ -201,7 +204,7 @@ class PromptBuilder:
         user = _lines(self.format.instruction, f"Goal: {goal}" if goal else "", *turns, current, listing)
         return Message("system", self._system(goal)), Message("user", user)
 
-    def _write(self, messages: Chat, answer: str) -> str:
+    def _write_chat(self, messages: Chat, answer: str) -> str:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + answer
 
@@ -212,7 +215,7 @@ class PromptBuilder:
         """The largest n up to ``limit`` whose text fits into the budget, None where even 0 does not."""
 
         def too_long(n: int) -> bool:
-            return len(self._encode(self._write(chat(n), answer))) > self.config.max_tokens
+            return len(self._tokens(self._write(chat(n), answer))) > self.config.max_tokens
 
         if not too_long(limit):
             return limit
@@ -232,7 +235,7 @@ class PromptBuilder:
 
         keep = self._most(with_words, words, answer) if self.config.truncate_observation else None
         if keep is None:
-            needed = len(self._encode(self._write(self._chat(situation, ()), answer)))
+            needed = len(self._tokens(self._write(self._chat(situation, ()), answer)))
             raise PromptTooLongError(
                 f"the current observation needs a prompt of {needed} tokens without any history, and the budget is "
                 f"{self.config.max_tokens}: raise max_tokens of the prompt, or set truncate_observation"
