@@ -169,7 +169,7 @@ def _check_sampling(cfg: DictConfig) -> None:
     if sampling.seed is not None:
         raise ConfigError(
             f"rollout.sampling.seed={sampling.seed} would draw the same random numbers in every round: use "
-            "rollout.sampling.seed=null; rollout.generator has a seed that makes the run repeatable"
+            "rollout.sampling.seed=null; the seed of the run makes its rounds repeatable"
         )
     if cfg.rollout.backend == "vllm" and cfg.llm.source == TINY_RANDOM:
         raise ConfigError(

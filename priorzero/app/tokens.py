@@ -142,7 +142,7 @@ class Rollouts:
         """Answers to ``rows`` as experience; a sample of them goes to ``generations.jsonl``."""
         told = self._sync(rows)
         cfg = self.run.cfg
-        episodes = self.loop.run(rows, self.sampling, cfg.rollout.samples_per_prompt)
+        episodes = self.loop.run(rows, self._sampling_of(rows), cfg.rollout.samples_per_prompt)
         grades = self._grade(episodes)
         self._keep(episodes, grades)
         samples = self._samples(episodes, grades)
@@ -153,6 +153,11 @@ class Rollouts:
         told |= metrics | {f"reward/{name}": value for name, value in grades.metrics().items()}
         self.module.told = told | counts(episodes) | self.generator.metrics()
         return experience
+
+    def _sampling_of(self, rows: Sequence[PromptRow]) -> Sampling:
+        """With random numbers of this round alone, so that a resumed run writes what it would have written."""
+        seed = np.random.SeedSequence([self.run.cfg.seed, int(rows[0].group_id)]).generate_state(1)[0]
+        return replace(self.sampling, seed=int(seed))
 
     def _sync(self, rows: Sequence[PromptRow]) -> dict[str, float]:
         """Give the backend the weights that are trained, once for every update, and check that they arrived."""

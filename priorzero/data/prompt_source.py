@@ -43,7 +43,7 @@ def unfit_sources(rows: set[str], rewards: Mapping[str, Mapping[str, float]]) ->
 
 
 class PromptSource(Protocol):
-    """Endless tasks with a state. Each row that is handed out is a group of its own."""
+    """Endless tasks with a state. Each row that is handed out is a group of its own: its ``group_id`` is a number."""
 
     @property
     def data_sources(self) -> frozenset[str]:

@@ -199,7 +199,8 @@ class ExperienceMaker:
         chunk: list[int] = []
         held = 0
         for group in raw.groups():
-            needs = len(raw.prompts[group[0]]) + sum(len(raw.answers[n]) for n in group)
+            prompts = {tuple(raw.prompts[n]) for n in group}  # one, but for steps of dialogues
+            needs = sum(map(len, prompts)) + sum(len(raw.answers[n]) for n in group)
             if chunk and held + needs > self.config.score_tokens:
                 yield chunk, self._on_device(raw, chunk)
                 chunk, held = [], 0

@@ -63,17 +63,23 @@ class TokenScorer(nn.Module):
             raise ValueError(f"a policy that learns from its samples needs a temperature above 0, not {temperature}")
         self.model, self.critic, self.temperature = model, critic, temperature
 
-    def forward(self, batch: TokenBatch, *, entropy: bool, values: bool = True) -> TokenScores:
-        """Scores of the written tokens of ``N`` samples; the output layer runs on these alone."""
+    def forward(
+        self, batch: TokenBatch, *, entropy: bool, entropy_gradient: bool = False, values: bool = True
+    ) -> TokenScores:
+        """Scores of the written tokens of ``N`` samples; the output layer runs on these alone.
+
+        An entropy without gradient keeps nothing for a backward pass: two arrays of all logits less.
+        """
         packed = batch.packed
         hidden = packed_hidden(self.model, packed).flatten(0, 1)[packed.score_position]  # [M, width]
         logits = causal_lm(self.model).get_output_embeddings()(hidden).float() / self.temperature
         chosen = logits.gather(-1, packed.score_token[:, None])[:, 0]
         logprobs = chosen - logits.logsumexp(-1)
+        of = logits if entropy_gradient else logits.detach()
         critic = self.critic if values else None
         return TokenScores(
             logprobs=self._spread(logprobs, batch),
-            entropy=self._spread(token_entropy(logits), batch) if entropy else None,
+            entropy=self._spread(token_entropy(of), batch) if entropy else None,
             values=None if critic is None else self._spread(critic(batch, hidden), batch),
         )
 

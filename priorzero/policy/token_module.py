@@ -104,7 +104,8 @@ class TokenModule(LanguageModule):
             RuntimeError: the loss is not finite.
             ValueError: the samples lack what the objective needs.
         """
-        scores: TokenScores = self.scorer(batch, entropy=True)
+        entropy_gradient = self.objective.entropy_weight != 0
+        scores: TokenScores = self.scorer(batch, entropy=True, entropy_gradient=entropy_gradient)
         size = UpdateSize(tokens=batch.tokens, sequences=batch.sequences, world_size=self.trainer.world_size)
         terms, metrics = self._terms(batch, scores)
         weights = {
@@ -134,7 +135,7 @@ class TokenModule(LanguageModule):
             policy, metrics = policy * factor, metrics | told
         terms = {"policy": policy}
         if scores.entropy is not None:
-            terms["entropy"] = scores.entropy if objective.entropy_weight else scores.entropy.detach()
+            terms["entropy"] = scores.entropy
         if objective.kl_place == "loss":
             reference = _needed(batch.ref_logprobs, "a KL in the loss", "log-probabilities of the initial model")
             terms["kl"] = token_kl(scores.logprobs, reference, batch.mask, objective.kl_kind)

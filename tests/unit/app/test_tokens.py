@@ -172,6 +172,19 @@ def test_the_file_of_answers_holds_as_many_as_asked(writing):
     assert [record["answer"] for record in written(rollouts)] == [f"Action: go east{END}", f"Action: wait{END}"]
 
 
+def test_every_round_has_random_numbers_of_its_own(writing):
+    """They follow from the run's seed and the prompts that were taken before: a resumed run draws the same."""
+
+    def seeds(first_group: int, **changes: object) -> list[int]:
+        texts = [f" go east{END}", f" wait{END}"]
+        rollouts = writing(*texts, **changes)
+        rollouts.make([replace(GAME, group_id=str(first_group))])
+        return [sampling.seed for _, sampling, _ in rollouts.generator.asked]
+
+    assert seeds(0) == seeds(0)
+    assert len({*seeds(0), *seeds(1), *seeds(0, seed=1)}) == 3
+
+
 def test_what_no_reward_can_judge_is_masked_and_counted(writing):
     unknown = replace(GAME, answer="", group_id="1")
     rollouts = writing(f" go east{END}", f" wait{END}", f" go east{END}", f" wait{END}")
@@ -226,6 +239,7 @@ REMAX = {"advantage": estimator("remax"), "experience.greedy_baseline": True}
 
 
 def test_greedy_answers_are_the_baseline(writing):
+    """They are drawn like the others, but for the temperature."""
     rollouts = writing(f" go east{END}", f" fly{END}", f" wait{END}", **REMAX)
     made = rollouts.make([GAME])
     np.testing.assert_allclose(made.advantages[:, 0], [1.1 - 0.1, 0 - 0.1], atol=1e-6)

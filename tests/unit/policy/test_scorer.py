@@ -97,7 +97,15 @@ def test_who_learns_from_the_value_loss(detach, own):
 
 def test_a_micro_batch_in_which_all_is_masked(model):
     nothing = batch(LONG, OTHER, mask=torch.zeros(2, 8, dtype=torch.bool))
-    scores = TokenScorer(model, Critic(64, None, detach=False), TEMPERATURE)(nothing, entropy=True)
+    scorer = TokenScorer(model, Critic(64, None, detach=False), TEMPERATURE)
+    scores = scorer(nothing, entropy=True, entropy_gradient=True)
     total = scores.logprobs.sum() + scores.entropy.sum() + scores.values.sum()
     assert total.item() == 0
     total.backward()
+
+
+def test_an_entropy_has_a_gradient_where_it_is_asked_for(model):
+    scorer = TokenScorer(model, None, TEMPERATURE)
+    assert scorer(batch(LONG), entropy=False).entropy is None
+    assert not scorer(batch(LONG), entropy=True).entropy.requires_grad
+    assert scorer(batch(LONG), entropy=True, entropy_gradient=True).entropy.requires_grad
