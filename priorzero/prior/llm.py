@@ -44,6 +44,7 @@ class LLMPrior:
         row_tokens: see ``PackedScorer``.
         max_batch_tokens: likewise.
         cuda_graphs: likewise.
+        compiled: likewise.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LLMPrior:
         row_tokens: int,
         max_batch_tokens: int,
         cuda_graphs: bool,
+        compiled: bool,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"the temperature of a prior is positive, not {temperature}")
@@ -71,6 +73,7 @@ class LLMPrior:
             row_tokens=row_tokens,
             max_batch_tokens=max_batch_tokens,
             cuda_graphs=cuda_graphs,
+            compiled=compiled,
         )
         self._cache = PriorCache(cache_size)
         self._lock = threading.Lock()

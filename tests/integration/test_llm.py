@@ -108,6 +108,7 @@ def test_prior_knows_something(language_model):
         row_tokens=256,
         max_batch_tokens=4096,
         cuda_graphs=False,
+        compiled=False,
     )
     thirsty = Situation(
         Observation("You stand in the kitchen with a glass of water. You are very thirsty."),

@@ -54,7 +54,7 @@ def prior() -> LLMPrior:
     )  # fmt: skip
     return LLMPrior(
         llm, PromptBuilder(llm.tokenizer, config), temperature=1.0, normalise_length=True, cache_size=1000,
-        row_tokens=256, max_batch_tokens=2048, cuda_graphs=False,
+        row_tokens=256, max_batch_tokens=2048, cuda_graphs=False, compiled=False,
     )  # fmt: skip
 
 

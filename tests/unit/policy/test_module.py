@@ -254,6 +254,7 @@ def test_prior_takes_the_trained_weights(tmp_path, lora):
         "row_tokens": 256,
         "max_batch_tokens": 1000,
         "cuda_graphs": False,
+        "compiled": False,
     }
     prior = LLMPrior(copy, prompts, **options)
     state = module.trainable_state()

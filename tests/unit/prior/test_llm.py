@@ -45,6 +45,7 @@ def build(lora=None, **changes):
         "row_tokens": 256,
         "max_batch_tokens": 10_000,
         "cuda_graphs": True,
+        "compiled": False,
     }
     return LLMPrior(model, PromptBuilder(model.tokenizer, config), **{**options, **changes})
 

@@ -23,7 +23,9 @@ def load(device="cpu"):
 
 
 def scores(model, **changes):
-    scorer = PackedScorer(model, 0, **{"row_tokens": 1, "max_batch_tokens": 100, "cuda_graphs": False, **changes})
+    scorer = PackedScorer(
+        model, 0, **{"row_tokens": 1, "max_batch_tokens": 100, "cuda_graphs": False, "compiled": False, **changes}
+    )
     found = {
         i: sums for order, batch, _ in scorer.score(PROMPTS, ANSWERS) for i, sums in zip(order, batch, strict=True)
     }
@@ -58,6 +60,15 @@ def test_rounded_sizes_give_the_same():
     assert [_few(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 17, 24, 25)] == [
         1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 16, 24, 24, 32,
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+def test_compiled_layers_give_the_same():
+    want_scores = want(load())
+    for row_tokens in (1, 500):  # two shapes
+        for a, b in zip(scores(load(), compiled=True, row_tokens=row_tokens)[0], want_scores, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
 @pytest.mark.gpu
