@@ -12,7 +12,8 @@ graphs are recorded, loops compiled, and the caches of texts, valid actions and 
 Shares are of the time on the clock. "games" is waiting for the workers, which play while something else is searched if
 there are 2 groups. "own ms" and "worker ms" are processor milliseconds a step, of this process and of the workers; only
 games that have to look for valid actions say what these cost. In a thread the updates run beside the rest, so the
-shares add up to more than 100; "rest" is then of the collecting thread, and holds its waiting for updates.
+shares add up to more than 100; "rest" is then of the collecting thread, and holds its waiting for updates. There a step
+counts once its updates are made, even if the collector has run ahead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ share_cores()  # before PyTorch is imported, as the commands do
 
 import argparse  # noqa: E402
 import logging  # noqa: E402
+import math  # noqa: E402
 import statistics  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -52,19 +54,22 @@ def configuration(options: argparse.Namespace, groups: int, folder: str) -> Dict
     """The configuration of a run that does nothing but play and train."""
     cuda, without = options.device == "cuda", options.llm == "none"
     kind = "thread" if options.train and cuda else "inline"
-    tolerance = ["data.tolerance=25000"] if kind == "thread" else []
     overrides = [
         f"env={options.env}", f"world_model={options.world_model}", f"search={options.search}", f"llm={options.llm}",
         f"prior={'none' if without else 'llm'}", "mode=world_model", f"trainer={'gpu' if cuda else 'cpu'}",
         f"collector={kind}", f"collector.groups={groups}", f"collector.num_envs={options.num_envs}",
         f"collector.policy={'wm' if without else 'wm_prior'}", f"search.config.simulations={options.simulations}",
-        *tolerance, "logger=none", "evaluation.at_start=false", "evaluation.final_episodes=0",
+        "logger=none", "evaluation.at_start=false", "evaluation.final_episodes=0",
         "evaluation.policies=[wm]", "evaluation.final_policies=[wm]", f"evaluation.every_n_rounds={NEVER}",
         f"trainer.max_rounds={NEVER}", f"trainer.checkpoint_every_n_rounds={NEVER}", "trainer.progress_bar=false",
         f"paths.output_dir={folder}", f"paths.log_dir={folder}", f"paths.root={ROOT}",
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", [*overrides, *options.overrides])
+        cfg = compose("train", [*overrides, *options.overrides])
+    insert = cfg.collector.num_envs * cfg.collector.segment_steps * cfg.data.samples_per_insert
+    if cfg.collector.kind == "thread":  # as little slack as it may have: neither side runs ahead for long
+        cfg.data.tolerance = math.ceil((insert + cfg.data.batch_size) / 2)
+    return cfg
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ def row(cfg: DictConfig, a: Reading, b: Reading) -> dict[str, Any]:
     out: dict[str, Any] = {"groups": cfg.collector.groups, "steps/s": steps / seconds, **spent}
     if updates:
         windows = updates * cfg.data.batch_size
+        if cfg.collector.kind == "thread":
+            out["steps/s"] = min(steps, windows / cfg.data.samples_per_insert) / seconds
         out |= {"update %": update, "updates/s": updates / seconds, "windows/step": windows / max(steps, 1)}
     out["rest %"] = 100 - sum(spent.values()) - beside
     ms = 1e3 / max(steps, 1)

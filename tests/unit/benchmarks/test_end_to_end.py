@@ -16,13 +16,14 @@ def reading(time: float, steps: int, **changes) -> Reading:
     return Reading(**(settings | changes))
 
 
-@pytest.mark.parametrize(("kind", "rest"), [("inline", 5.0), ("thread", 20.0)])
-def test_a_row_says_what_happened_between_two_readings(kind: str, rest: float):
-    cfg = OmegaConf.create({"collector": {"groups": 2, "kind": kind}, "data": {"batch_size": 64}})
+@pytest.mark.parametrize(("kind", "rest", "speed"), [("inline", 5.0, 50.0), ("thread", 20.0, 25.6)])
+def test_a_row_says_what_happened_between_two_readings(kind: str, rest: float, speed: float):
+    data = {"batch_size": 64, "samples_per_insert": 12.5}
+    cfg = OmegaConf.create({"collector": {"groups": 2, "kind": kind}, "data": data})
     found = row(cfg, reading(10, 100), reading(20, 600, updates=50, update_s=1.5))
     assert found == pytest.approx(
         {
-            "groups": 2, "steps/s": 50, "games %": 20, "encode %": 20, "search %": 20, "prior %": 20, "update %": 15,
+            "groups": 2, "steps/s": speed, "games %": 20, "encode %": 20, "search %": 20, "prior %": 20, "update %": 15,
             "updates/s": 5, "windows/step": 6.4, "rest %": rest, "own ms": 2, "worker ms": 10,
             "of it valid actions": 5, "cores of workers": 0.5, "text hits %": 75,
         }
