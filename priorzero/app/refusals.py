@@ -53,8 +53,12 @@ def check_config(cfg: DictConfig) -> None:
         _check_sampling(cfg)
         _check_advantage(cfg)
         _check_dialogue(cfg)
-        _check_played_prompts(cfg)
         _check_given(cfg)
+        if cfg.experience.prompt_file is None:
+            _check_played_prompts(cfg)
+            _check_game_dialogue(cfg)
+        else:
+            _check_file_prompts(cfg)
 
 
 _AT_LEAST_ONE = (
@@ -228,16 +232,6 @@ def _check_dialogue(cfg: DictConfig) -> None:
 
 def _check_played_prompts(cfg: DictConfig) -> None:
     """Prompts from play need a search that means something, and rewards for games."""
-    from_file = OmegaConf.is_missing(cfg.experience, "prompt_file") or cfg.experience.prompt_file is not None
-    imagining = [name for name, tool in cfg.tool.items() if _name(tool) == "ImagineTool"]
-    if from_file:
-        if imagining:
-            raise ConfigError(
-                f"tool={imagining} asks the world model about the situation of a prompt, and the prompts of "
-                "experience.prompt_file have none: use experience.prompt_file=null in a mode that trains the world "
-                "model, or another tool"
-            )
-        return
     searching = "use collector.policy=wm_prior or wm" + " and mode=parallel" * (cfg.schedule.mode == "llm")
     if cfg.schedule.mode == "llm" or cfg.collector.policy in ("prior", "random"):
         raise ConfigError(
@@ -245,14 +239,35 @@ def _check_played_prompts(cfg: DictConfig) -> None:
             f"chose, and with mode={cfg.schedule.mode} and collector.policy={cfg.collector.policy} no trained world "
             f"model searches: {searching}, or name a file in experience.prompt_file"
         )
+    if problem := unfit_sources({GAME}, cfg.reward.sources):
+        raise ConfigError(f"prompts from play are of data source {GAME!r}, and {problem}")
+
+
+def _check_game_dialogue(cfg: DictConfig) -> None:
+    """A dialogue about a game ends in an action that can be found, and there is room for it."""
     if cfg.agent.loop.max_turns and cfg.prompt.format != "think_answer":
         raise ConfigError(
             f"agent.loop.max_turns={cfg.agent.loop.max_turns} ends a dialogue at </{cfg.agent.loop.answer_tag}>, and "
             f"prompt.format={cfg.prompt.format} asks for an action that is written otherwise, so no action would be "
             "found: use prompt=think_answer, or agent=plain"
         )
-    if problem := unfit_sources({GAME}, cfg.reward.sources):
-        raise ConfigError(f"prompts from play are of data source {GAME!r}, and {problem}")
+    turn, room = cfg.rollout.sampling.max_tokens, cfg.agent.loop.max_tokens
+    if cfg.prompt.max_tokens + turn > room:
+        raise ConfigError(
+            f"agent.loop.max_tokens={room} is too little for a prompt of prompt.max_tokens={cfg.prompt.max_tokens} and "
+            f"a turn of rollout.sampling.max_tokens={turn}: use {cfg.prompt.max_tokens + turn} or more, or shorter "
+            "prompts"
+        )
+
+
+def _check_file_prompts(cfg: DictConfig) -> None:
+    """What is in a file was never played."""
+    if imagining := [name for name, tool in cfg.tool.items() if _name(tool) == "ImagineTool"]:
+        raise ConfigError(
+            f"tool={imagining} asks the world model about the situation of a prompt, and the prompts of "
+            "experience.prompt_file have none: use experience.prompt_file=null in a mode that trains the world model, "
+            "or another tool"
+        )
 
 
 def _check_given(cfg: DictConfig) -> None:

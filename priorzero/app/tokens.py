@@ -67,29 +67,33 @@ def build_token_stream(run: Run, module: TokenModule, language_model: LanguageMo
     """The stream of a `TokenModule`: prompts from a file or from the replay, answers by the rollout backend.
 
     Raises:
-        ValueError: there are prompts without a reward, or rewards without a prompt.
+        ValueError: there are prompts without a reward, rewards without a prompt, or a prompt that leaves no room.
     """
     cfg = run.cfg
-    source = build_prompt_source(run, language_model.tokenizer)
+    source, longest = build_prompt_source(run, language_model.tokenizer)
     if problem := unfit_sources(set(source.data_sources), cfg.reward.sources):
         raise ValueError(f"the prompts do not fit the rewards: {problem}")
     rollouts = Rollouts(run, module, language_model)
+    if longest is not None:
+        rollouts.check_room(longest)
     keys = ("prompts", "epochs", "updates", "micro_batches", "row_tokens")
     config = TokenDataConfig(**{key: cfg.experience[key] for key in keys})
     return TokenStream(source, rollouts.make, config, pad_id=language_model.pad_id, seed=cfg.seed)
 
 
-def build_prompt_source(run: Run, tokenizer: Any) -> PromptSource:
-    """A file of prompts where one is named, else the newest steps of the replay."""
+def build_prompt_source(run: Run, tokenizer: Any) -> tuple[PromptSource, PromptRow | None]:
+    """A file of prompts where one is named, and its longest prompt; else the newest steps of the replay."""
     cfg = run.cfg.experience
     if cfg.prompt_file is not None:
         rows = read_prompts(cfg.prompt_file, plain(cfg.columns))
         fitted = fit_prompts(rows, tokenizer, PromptBudget(max_tokens=cfg.max_prompt_tokens, overlong=cfg.overlong))
-        return FixedPrompts(fitted.rows, run.cfg.seed)
+        longest = max(range(len(fitted.rows)), key=lambda i: len(fitted.tokens[i]), default=None)
+        return FixedPrompts(fitted.rows, run.cfg.seed), None if longest is None else fitted.rows[longest]
     builder = PromptBuilder(tokenizer, instantiate(run.cfg.prompt))
-    return PlayedPrompts(
+    played = PlayedPrompts(
         run.replay, builder, newest_steps=run.cfg.data.newest_steps, seed=run.cfg.seed, extras=scenes(run)
     )
+    return played, None
 
 
 def build_generator(cfg: DictConfig) -> TextGenerator:
@@ -153,6 +157,20 @@ class Rollouts:
         told |= metrics | {f"reward/{name}": value for name, value in grades.metrics().items()}
         self.module.told = told | counts(episodes) | self.generator.metrics()
         return experience
+
+    def check_room(self, row: PromptRow) -> None:
+        """Whether a prompt, with what is said of tools, leaves room for a turn: better now than after some hours.
+
+        Raises:
+            ValueError: it does not.
+        """
+        tokens, turn = len(row_tokens(self.tokenizer, self.loop.instructed(row))), self.sampling.max_tokens
+        if tokens + turn > self.loop.config.max_tokens:
+            raise ValueError(
+                f"the longest prompt of {tokens} tokens and a turn of rollout.sampling.max_tokens={turn} do not fit "
+                f"into agent.loop.max_tokens={self.loop.config.max_tokens}: raise it, or let "
+                "experience.max_prompt_tokens and experience.overlong cut long prompts or leave them out"
+            )
 
     def _sampling_of(self, rows: Sequence[PromptRow]) -> Sampling:
         """With random numbers of this round alone, so that a resumed run writes what it would have written."""

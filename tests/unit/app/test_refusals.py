@@ -152,6 +152,10 @@ def test_turns_as_samples_have_no_score_of_their_own(name, answers):
         ({"experience.greedy_baseline": True}, "advantage=grpo goes with experience.greedy_baseline=false"),
         (IMAGINE | {"agent.loop.max_turns": 0}, r"tool=\['imagine'\] is offered.*max_turns=0 leaves no turn.*=tools"),
         (IMAGINE, r"max_turns=4 ends a dialogue at </answer>, and prompt\.format=plain.*use prompt=think_answer"),
+        (
+            {"agent.loop.max_tokens": 527},
+            r"max_tokens=527 is too little .*prompt\.max_tokens=512 .*=16: use 528 or more",
+        ),
         (IMAGINE | FILE, r"tool=\['imagine'\] asks the world model.*experience.prompt_file have none"),
         (
             {"collector.policy": "prior"},

@@ -20,11 +20,13 @@ from priorzero.app.given import for_tool
 from priorzero.app.models import load_copy
 from priorzero.app.refusals import ConfigError, refusing
 from priorzero.app.tokens import Rollouts, build_prompt_source, build_token_stream, counts
+from priorzero.data.prompts import write_prompts
 from priorzero.policy.experience import NoExperienceError
 from priorzero.policy.load import LanguageModel
 from priorzero.rollout.agent import AgentLoop
 from priorzero.rollout.tools import ImagineTool
 from priorzero.rollout.web import ToolError
+from priorzero.text.chat import row_tokens
 from priorzero.types import Dialogue, Message, PromptRow, TokenBatch
 
 END = "<|im_end|>"
@@ -115,7 +117,7 @@ def test_a_round_of_prompts_from_play(run: Run):
 def test_what_is_known_of_a_played_prompt(run: Run, language_model: LanguageModel):
     """Its scene, and what the world model thinks of each valid action: reward + gamma value."""
     run.collector.play(4)
-    rows = build_prompt_source(run, language_model.tokenizer).take(3)
+    rows = build_prompt_source(run, language_model.tokenizer)[0].take(3)
     tool = instantiate(OmegaConf.create({"_target_": "priorzero.rollout.tools.ImagineTool", "_partial_": True,
                                          "shown_actions": 3, "batch": 64}), **for_tool(run, _imagine()))  # fmt: skip
     assert isinstance(tool, ImagineTool)
@@ -132,7 +134,7 @@ def _imagine() -> DictConfig:
 
 
 def test_the_model_asks_the_world_model(run: Run, language_model: LanguageModel, writing):
-    row = build_prompt_source(run, language_model.tokenizer).take(1)[0]
+    row = build_prompt_source(run, language_model.tokenizer)[0].take(1)[0]
     action = row.valid_actions[0]
     node = {"_target_": "priorzero.rollout.tools.ImagineTool", "_partial_": True, "shown_actions": 3, "batch": 64}
     answers = ["<answer>a</answer>", "<answer>b</answer>"]
@@ -322,11 +324,25 @@ def test_a_judge_asks_the_writer_itself(writing):
     ],
 )
 def test_prompts_and_rewards_that_do_not_fit(rows, sources, message, run, language_model, tmp_path):
-    from priorzero.data.prompts import write_prompts
-
     write_prompts(tmp_path / "rows.jsonl", rows)
     own = changed(run, tmp_path, {"experience.prompt_file": str(tmp_path / "rows.jsonl"), "reward.sources": sources})
     with pytest.raises(ConfigError, match=message), refusing():
+        build_token_stream(own, run.learners["policy"].module, language_model)
+
+
+@pytest.mark.parametrize(("spare", "tools"), [(0, False), (-1, False), (0, True), (-1, True)])
+def test_the_longest_prompt_leaves_room_for_a_turn(spare, tools, run, language_model, writing, tmp_path):
+    rows = [replace(GAME, messages=(Message("user", "Where to? " * n),)) for n in (1, 30, 5)]
+    write_prompts(tmp_path / "rows.jsonl", rows)
+    loop = writing(**TURNS | {"agent.loop.instructions": True} if tools else {}).loop
+    needed = len(row_tokens(language_model.tokenizer, loop.instructed(rows[1]))) + 16 + spare
+    changes = {"experience.prompt_file": str(tmp_path / "rows.jsonl"), "agent.loop.max_tokens": needed}
+    changes |= {"reward.sources": {"game": {"exact": 1.0}}, "agent.loop.max_turns": 2 if tools else 0}
+    own = changed(run, tmp_path, changes)
+    if spare < 0:
+        with pytest.raises(ConfigError, match=rf"longest prompt of {needed - 15} tokens .* do not fit"), refusing():
+            build_token_stream(own, run.learners["policy"].module, language_model)
+    else:
         build_token_stream(own, run.learners["policy"].module, language_model)
 
 
