@@ -1,9 +1,9 @@
 """Times whole decisions: context in, 25 simulations, visits out; and checks that all ways of searching agree.
 
 From the root of the repository: ``OMP_NUM_THREADS=1 python -m benchmarks.search`` (one core: milliseconds of processor
-time) or ``python -m benchmarks.search --device cuda`` (decisions a second). The plain implementation runs the whole
-sequence of every node, one tree at a time. The floor is the bare matrix products of the same shapes. Exits with 1
-where two ways of searching that must agree do not.
+time) or ``python -m benchmarks.search --device cuda`` (decisions a second, see `benchmarks.search_cuda`). The plain
+implementation runs the whole sequence of every node, one tree at a time. The floor is the bare matrix products of the
+same shapes. Exits with 1 where two ways of searching that must agree do not.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.corridor import CONTEXT, Corridor
-from benchmarks.timing import cpu_ms, machine, row, show, wall_ms, write_json
+from benchmarks.timing import cpu_ms, machine, row, show, write_json
 from priorzero.search import GumbelConfig, SearchConfig, gumbel_search, masked_softmax, search
 from priorzero.types import Context, Expansion, Root, SearchResult
 from priorzero.world_model.model import UniZero, UniZeroConfig, interleave
-from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig
+from priorzero.world_model.planner import Planner, PlannerConfig
 
 VECTOR, ACTIONS, VOCABULARY, STEPS = 384, 12, 200, 4
 PUCT = {"c_init": 1.25, "c_base": 19652.0, "gamma": 0.997, "minmax_floor": 0.5}
@@ -207,61 +207,6 @@ def must_agree(what: str, a: SearchResult, b: SearchResult, share: float) -> Non
         sys.exit(1)
 
 
-def on_cuda(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of decisions a second, everything included."""
-    rows, sims, width = [], options.simulations, options.width
-    device = torch.device("cuda")
-    check_cuda(width, sims)
-    kinds: dict[str, Callable[[], Planner]] = {
-        "tree on the host, graph": lambda: make_planner(width, sims, device="cuda"),
-        "tree on the device, graph": lambda: make_planner(width, sims, DevicePlanner, device="cuda"),
-    }
-    if options.compile:
-        kinds["tree on the device, torch.compile, graph"] = lambda: make_planner(
-            width, sims, DevicePlanner, device="cuda", compiled=True
-        )
-    for name, make in kinds.items():
-        planner = make()
-        for batch in options.batches or (1, 8, 64, 256, 1024):
-            decisions = Decisions(batch)
-            samples = wall_ms(lambda d=decisions, p=planner: d.search(p, sims), options.samples, 5, device)
-            rows.append(row(name, samples, d=width, B=batch))
-    for batch in options.batches or (1, 8, 64, 256, 1024):
-        floor = products(width, sims, batch, "cuda", torch.bfloat16)
-        rows.append(
-            row("floor: bare products, bfloat16, graph", wall_ms(floor, options.samples, 5, device), d=width, B=batch)
-        )
-    for r in rows:
-        r["decisions_per_s"] = round(r["B"] / r["median_ms"] * 1e3)
-        r["us_per_simulation"] = r["median_ms"] * 1e3 / sims
-    return rows
-
-
-def check_cuda(width: int, sims: int) -> None:
-    """The tree on the device against the tree on the host, and the GPU in float32 against the CPU."""
-    for precision in ("float32", "bfloat16"):
-        host = make_planner(width, sims, device="cuda", precision=precision)
-        device = make_planner(width, sims, DevicePlanner, device="cuda", precision=precision)
-        for algorithm in ("puct", "gumbel"):
-            for batch in (5, 64, 256):
-                decisions = Decisions(batch, seed=batch)
-                a, b = (decisions.search(p, sims, algorithm) for p in (host, device))
-                must_agree(f"{algorithm}, {precision}, B={batch}: host tree and device tree", a, b, 0.99)
-    cpu = make_planner(width, sims)
-    gpu = make_planner(width, sims, DevicePlanner, device="cuda", precision="float32")
-    decisions = Decisions(32)
-    said = [p.root(decisions.context, decisions.actions, decisions.known) for p in (cpu, gpu)]
-    np.testing.assert_allclose(said[0].value, said[1].value, atol=1e-3, rtol=1e-3)
-    np.testing.assert_allclose(said[0].logits, said[1].logits, atol=1e-3, rtol=1e-3)
-    must_agree("CPU and GPU, float32", decisions.search(cpu, sims), decisions.search(gpu, sims), 0.8)
-    state = {name: x * 1.01 for name, x in make_model(width, sims).state_dict().items()}
-    for planner in (cpu, gpu):  # recorded graphs must see new weights and new actions
-        planner.load_weights(state)
-        planner.set_actions(np.random.default_rng(7).standard_normal((VOCABULARY + 9, VECTOR)).astype(np.float32))
-    decisions.known = np.pad(decisions.known, ((0, 0), (0, 9)), constant_values=True)
-    must_agree("the same after new weights", decisions.search(cpu, sims), decisions.search(gpu, sims), 0.8)
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,7 +227,14 @@ def main() -> None:
     if options.agreement:
         agreement(options)
         return
-    rows = on_cuda(options) if options.device == "cuda" else on_cpu(options)
+    attempts = None
+    if options.device == "cuda":
+        from benchmarks.search_cuda import Attempts, on_cuda  # imports this module
+
+        attempts = Attempts(budget_s=3600)
+        rows = on_cuda(options, attempts)
+    else:
+        rows = on_cpu(options)
     print(machine())
     show(rows)
     write_json(options.json or f"search-{options.device}", rows, simulations=options.simulations)

@@ -2,17 +2,20 @@
 
 From the root of the repository: ``OMP_NUM_THREADS=1 python -m benchmarks.world_model`` (seconds of processor time) or
 ``python -m benchmarks.world_model --device cuda`` (updates a second; bfloat16 autocast, with and without
-``torch.compile``). The plain implementation runs the target network as the trained one, all heads and all tokens. The
-floor is the bare matrix products of the same shapes: forward, backward and target.
+``torch.compile`` and recorded updates; one that fails says why, and the others go on). The plain implementation runs
+the target network as the trained one, all heads and all tokens. The floor is the bare matrix products of the same
+shapes: forward, backward and target.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -20,13 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
+from benchmarks.search_cuda import Attempts, show_profile
 from benchmarks.timing import cpu_ms, machine, row, show, wall_ms, write_json
 from priorzero.types import WorldModelBatch
 from priorzero.world_model.loss import LossWeights
 from priorzero.world_model.model import UniZero, UniZeroConfig
 from priorzero.world_model.module import TargetConfig, WorldModelModule, WorldModelOptim
+from priorzero.world_model.update import RecordedLosses
 
 VECTOR, UNROLL, TD_STEPS, CANDIDATES = 384, 10, 5, 100
+WITHOUT_TRAINER, FLOOR = "floor: a recorded update without the Trainer", "floor: bare products"
 
 
 def make_batch(windows: int) -> WorldModelBatch:
@@ -140,6 +146,69 @@ def floor(width: int, windows: int, device: str) -> Any:
     return run
 
 
+def bare(width: int, windows: int) -> Callable[[], None]:
+    """A recorded update without the Trainer: losses, clipping, AdamW, target network. What its bookkeeping hides."""
+    module = make_module(width).cuda()
+    recorded = RecordedLosses(module.compute_losses, list(module.model.parameters()))
+    optimizer, batch = module.configure_optimizers()["optimizer"], make_batch(windows).to("cuda")
+
+    def run() -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+            losses = recorded(batch)
+        optimizer.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(module.model.parameters(), 10.0)
+        optimizer.step()
+        module.on_train_batch_end(None, batch, 0)
+
+    return run
+
+
+def make_variant(name: str, width: int) -> WorldModelModule:
+    """A module that trains as ``name`` says."""
+    module = make_module(width)
+    if name == "plain":
+        module.__class__ = PlainModule
+    if "torch.compile" in name:
+        module.compile_network()
+    if "recorded" in name:
+        module.record_updates()
+    return module
+
+
+def on_cuda(options: argparse.Namespace, attempt: Attempts) -> list[dict[str, Any]]:
+    """Rows of a GPU."""
+    names = ["plain", "update", "update, recorded"]
+    if options.compile:
+        names += ["update, recorded, torch.compile", "update, torch.compile"]
+    return time_updates([*names, WITHOUT_TRAINER, FLOOR], options, attempt)
+
+
+def time_updates(names: Sequence[str], options: argparse.Namespace, attempt: Attempts) -> list[dict[str, Any]]:
+    """Rows of a GPU for these ways to update."""
+    rows, width, windows, cuda = [], options.width, options.windows, torch.device("cuda")
+    others = {
+        WITHOUT_TRAINER: lambda: wall_ms(bare(width, windows), 50, 10, cuda),
+        FLOOR: lambda: wall_ms(floor(width, windows, "cuda"), 20, 3, cuda),
+    }
+    for name in names:
+        if name in others:
+            samples = attempt(name, others[name])
+        else:
+            count = (options.updates or 100) + 10
+            samples = attempt(name, lambda n=name, count=count: train(make_variant(n, width), windows, count, "cuda"))
+        if samples:
+            rows.append(row(name, samples, updates_per_s=1e3 / statistics.median(samples)))
+    return rows
+
+
+def profile_update(width: int, windows: int) -> None:
+    """Where a recorded update spends its time on the GPU."""
+    run = bare(width, windows)
+    run()
+    show_profile("an update, recorded, without the Trainer", run)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,32 +216,36 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--updates", type=int, default=0, help="how many are timed; 0: 5, or 100 on cuda")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="on cuda: also compiled")
     parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
     options = parser.parse_args()
-    cuda, device, windows = options.device == "cuda", options.device, options.windows
-    if cuda and not torch.cuda.is_available():
+    device, windows, attempt = options.device, options.windows, Attempts(budget_s=3600)
+    if device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda, but torch sees no CUDA device: " + str(machine()))
+    quiet()
+    if device == "cuda":
+        rows = on_cuda(options, attempt)
+    else:
+        torch.set_num_threads(1)
+        updates = (options.updates or 5) + 1
+        rows = [
+            row(name, train(make_variant(name, options.width), windows, updates, "cpu")) for name in ("update", "plain")
+        ]
+        rows.append(row(FLOOR, cpu_ms(floor(options.width, windows, "cpu"), 3)))
+        for r in rows:
+            r["updates_per_s"] = 1e3 / r["median_ms"]
+    print(machine(), f"{windows} windows x {UNROLL} steps, d {options.width}")
+    show(rows)
+    write_json(options.json or f"world_model-{device}", rows, windows=windows, width=options.width)
+    if attempt.failed:
+        sys.exit(f"FAILED: {attempt.failed}")
+
+
+def quiet() -> None:
+    """Spares the advice of Lightning, and seeds."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
-    if not cuda:
-        torch.set_num_threads(1)
-    updates = (options.updates or (100 if cuda else 5)) + (10 if cuda else 1)
-    rows = [row("update", train(make_module(options.width), windows, updates, device))]
-    plain = make_module(options.width)
-    plain.__class__ = PlainModule
-    rows.append(row("plain", train(plain, windows, updates, device)))
-    if cuda:
-        compiled = make_module(options.width)
-        compiled.compile_network()
-        rows.append(row("update, torch.compile", train(compiled, windows, updates, device)))
-    run = floor(options.width, windows, device)
-    rows.append(row("floor: bare products", wall_ms(run, 20, 3, torch.device(device)) if cuda else cpu_ms(run, 3)))
-    for r in rows:
-        r["updates_per_s"] = 1e3 / r["median_ms"]
-    print(machine(), f"{windows} windows x {UNROLL} steps, d {options.width}")
-    show(rows)
-    write_json(options.json or f"world_model-{options.device}", rows, windows=windows, width=options.width)
 
 
 if __name__ == "__main__":
