@@ -82,10 +82,16 @@ def build_token_stream(run: Run, module: TokenModule, language_model: LanguageMo
 
 
 def build_prompt_source(run: Run, tokenizer: Any) -> tuple[PromptSource, PromptRow | None]:
-    """A file of prompts where one is named, and its longest prompt; else the newest steps of the replay."""
+    """A file of prompts where one is named, and its longest prompt; else the newest steps of the replay.
+
+    Raises:
+        PromptFileError: the file cannot be read.
+        ValueError: no action would be found in the answers to its prompts, or they are too long.
+    """
     cfg = run.cfg.experience
     if cfg.prompt_file is not None:
         rows = read_prompts(cfg.prompt_file, plain(cfg.columns))
+        _check_actions(run.cfg, rows)
         fitted = fit_prompts(rows, tokenizer, PromptBudget(max_tokens=cfg.max_prompt_tokens, overlong=cfg.overlong))
         longest = max(range(len(fitted.rows)), key=lambda i: len(fitted.tokens[i]), default=None)
         return FixedPrompts(fitted.rows, run.cfg.seed), None if longest is None else fitted.rows[longest]
@@ -94,6 +100,17 @@ def build_prompt_source(run: Run, tokenizer: Any) -> tuple[PromptSource, PromptR
         run.replay, builder, newest_steps=run.cfg.data.newest_steps, seed=run.cfg.seed, extras=scenes(run)
     )
     return played, None
+
+
+def _check_actions(cfg: DictConfig, rows: Sequence[PromptRow]) -> None:
+    """Refuse dialogues in whose answers no action would be found."""
+    loop, form = cfg.agent.loop, cfg.prompt.format
+    if loop.max_turns and form != "think_answer" and any(row.valid_actions for row in rows):
+        raise ValueError(
+            f"{cfg.experience.prompt_file} has prompts with valid_actions, agent.loop.max_turns={loop.max_turns} ends a "
+            f"dialogue at </{loop.answer_tag}>, and prompt.format={form} looks for an action that is written otherwise: "
+            "use prompt=think_answer, or agent=plain"
+        )
 
 
 def build_generator(cfg: DictConfig) -> TextGenerator:

@@ -330,6 +330,16 @@ def test_prompts_and_rewards_that_do_not_fit(rows, sources, message, run, langua
         build_token_stream(own, run.learners["policy"].module, language_model)
 
 
+def test_actions_that_would_not_be_found(run, language_model, tmp_path):
+    write_prompts(tmp_path / "rows.jsonl", [QA, GAME])
+    changes = {"experience.prompt_file": str(tmp_path / "rows.jsonl"), "agent.loop.max_turns": 1}
+    message = r"max_turns=1 ends a dialogue at </answer>, and prompt\.format=plain .*use prompt=think_answer"
+    with pytest.raises(ValueError, match=message):
+        build_prompt_source(changed(run, tmp_path, changes), language_model.tokenizer)
+    for fine in ({"prompt.format": "think_answer"}, {"agent.loop.max_turns": 0}):
+        build_prompt_source(changed(run, tmp_path, changes | fine), language_model.tokenizer)
+
+
 @pytest.mark.parametrize(("spare", "tools"), [(0, False), (-1, False), (0, True), (-1, True)])
 def test_the_longest_prompt_leaves_room_for_a_turn(spare, tools, run, language_model, writing, tmp_path):
     rows = [replace(GAME, messages=(Message("user", "Where to? " * n),)) for n in (1, 30, 5)]
@@ -338,6 +348,7 @@ def test_the_longest_prompt_leaves_room_for_a_turn(spare, tools, run, language_m
     needed = len(row_tokens(language_model.tokenizer, loop.instructed(rows[1]))) + 16 + spare
     changes = {"experience.prompt_file": str(tmp_path / "rows.jsonl"), "agent.loop.max_tokens": needed}
     changes |= {"reward.sources": {"game": {"exact": 1.0}}, "agent.loop.max_turns": 2 if tools else 0}
+    changes["prompt.format"] = "think_answer"
     own = changed(run, tmp_path, changes)
     if spare < 0:
         with pytest.raises(ConfigError, match=rf"longest prompt of {needed - 15} tokens .* do not fit"), refusing():
