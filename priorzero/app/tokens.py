@@ -107,9 +107,9 @@ def _check_actions(cfg: DictConfig, rows: Sequence[PromptRow]) -> None:
     loop, form = cfg.agent.loop, cfg.prompt.format
     if loop.max_turns and form != "think_answer" and any(row.valid_actions for row in rows):
         raise ValueError(
-            f"{cfg.experience.prompt_file} has prompts with valid_actions, agent.loop.max_turns={loop.max_turns} ends a "
-            f"dialogue at </{loop.answer_tag}>, and prompt.format={form} looks for an action that is written otherwise: "
-            "use prompt=think_answer, or agent=plain"
+            f"{cfg.experience.prompt_file} has prompts with valid_actions, agent.loop.max_turns={loop.max_turns} ends "
+            f"a dialogue at </{loop.answer_tag}>, and prompt.format={form} looks for an action that is written "
+            "otherwise: use prompt=think_answer, or agent=plain"
         )
 
 

@@ -74,6 +74,6 @@ def test_rewards_of_the_user(name, message, tmp_path: Path, tiny_encoder: Path, 
 
 
 def test_a_retriever_that_is_down(tmp_path: Path, tiny_encoder: Path, caplog):
-    tools = ["agent=tools", "tool=search", "tool.search.url=http://127.0.0.1:1/retrieve"]
+    tools = ["prompt=think_answer", "agent=tools", "tool=search", "tool.search.url=http://127.0.0.1:1/retrieve"]
     cfg = config(tmp_path / "run", tiny_encoder, [*ALONE, prompts(tmp_path, PROMPT, PROMPT), *tools])
     assert re.search(r"127\.0\.0\.1:1/retrieve cannot be reached .* is the service up\?", sentence(cfg, caplog))
