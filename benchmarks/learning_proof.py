@@ -36,7 +36,7 @@ from benchmarks.learning_report import report
 from benchmarks.learning_runs import CORES, RUNS, Job, Places
 
 ROOT = Path(__file__).resolve().parents[1]
-INTERRUPTED = 130  # exit status of train.py after a signal
+ENDED = (0, 130, -signal.SIGINT)  # exit status of train.py: done, interrupted, interrupted before it began
 GRACE_S = 900  # a round and its checkpoint may take so long after the time is up
 
 
@@ -90,7 +90,7 @@ def _watched(words: Sequence[str], part: Path, limit: float, stop: threading.Eve
             asked = passed
         elif asked and passed > asked + GRACE_S:
             process.kill()
-    if process.returncode not in (0, INTERRUPTED):
+    if process.returncode not in ENDED:
         raise RuntimeError(f"{part} ended with status {process.returncode}:\n{_end(log)}")
 
 
