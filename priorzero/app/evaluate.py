@@ -80,7 +80,8 @@ def _saved_config(cfg: DictConfig, folder: Path) -> DictConfig:
     if not file.is_file():
         raise checkpoint.CheckpointError(f"{file} is missing: a checkpoint is read with the configuration of its run")
     saved = cast(DictConfig, OmegaConf.load(file))
-    saved.paths, saved.trainer = cfg.paths, cfg.trainer  # where it runs is not the checkpoint's business
+    saved.paths, saved.trainer = cfg.paths, cfg.trainer  # where and how it runs is not the checkpoint's business
+    saved.world_model.planner = cfg.world_model.planner
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         if key in OWN_KEYS:

@@ -176,6 +176,7 @@ class Actor:
             "finished": self.finished,
             "results": [asdict(result) for result in self.results],
             "faults": dict(self.envs.faults),
+            "counts": dict(self.envs.counts),
             "rng": self.player.rng.bit_generator.state,
             "episodes": [episode.state_dict() for episode in self._episodes],
             "groups": len(self._groups),
@@ -192,6 +193,7 @@ class Actor:
         self.env_steps, self.started, self.finished = state["env_steps"], state["started"], state["finished"]
         self.results.extend(EpisodeResult(**result) for result in state["results"])
         self.envs.faults.update(state["faults"])
+        self.envs.counts.update(state["counts"])
         self.player.rng.bit_generator.state = state["rng"]
         saved = state["episodes"]
         if len(saved) not in (0, self.config.num_envs):

@@ -185,12 +185,10 @@ class Player:
         for row, logprobs in zip(llm_probs, priors, strict=True):
             row[: len(logprobs)] = np.exp(logprobs)
         mix = self.root_prior
-        weight = mix.llm_weight
-        if mix.anneal_env_steps:
-            done = min(1.0, self.env_steps / mix.anneal_env_steps)
-            weight = mix.llm_weight + done * (mix.llm_weight_end - mix.llm_weight)
-        if mix.llm_weight_unsure is not None:
-            weight = roots.entropy_weight(llm_probs, legal, min(mix.llm_weight_unsure, weight), weight)
+        done = min(1.0, self.env_steps / mix.anneal_env_steps) if mix.anneal_env_steps else 0.0
+        weight = roots.llm_weights(
+            llm_probs, legal, start=mix.llm_weight, end=mix.llm_weight_end, done=done, unsure=mix.llm_weight_unsure
+        )
         return roots.mix_priors(wm_probs, llm_probs, weight)
 
     # ------------------------------------------------------------------------------------------------------ arrays
