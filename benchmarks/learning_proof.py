@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(RUNS), help="runs, with commas (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("overrides", nargs="*", help="of every run's configuration, for example llm=tiny")
-    settings = parser.parse_args()
+    settings = parser.parse_intermixed_args()
     if unknown := set(settings.only.split(",")) - RUNS.keys():
         raise SystemExit(f"unknown runs {sorted(unknown)}: choose from {', '.join(RUNS)}")
     out: Path = settings.out.absolute()

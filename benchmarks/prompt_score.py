@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="so many answers")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     cfg = cast(DictConfig, OmegaConf.load(arguments.run / ".hydra" / "config.yaml"))
     cfg = cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(arguments.overrides)))
     folder = None if arguments.untrained else checkpoint.find(str(arguments.run), arguments.run)
