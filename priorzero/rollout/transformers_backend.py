@@ -204,7 +204,8 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens several prompts begin with together; the last token of each is never counted."""
     if len(prompts) < 2:
         return 0
-    low, high = min(prompts), max(prompts)  # what these two share, all between them share
+    tokens = [tuple(prompt) for prompt in prompts]
+    low, high = min(tokens), max(tokens)  # what these two share, all between them share
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if low[i] != high[i]), limit)
 
