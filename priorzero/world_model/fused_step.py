@@ -58,7 +58,15 @@ class FusedStep:
         """See `device_step.Step`."""
         memory, norm = self.memory, self.net.blocks[0][0]
         kernels.enter[(memory.rows,)](
-            *(parent, action, node, self._seen, memory.position, memory.slot_position, self.vocabulary.tokens),
+            *(
+                parent.contiguous(),
+                action.contiguous(),
+                node,
+                self._seen,
+                memory.position,
+                memory.slot_position,
+                self.vocabulary.tokens,
+            ),
             *(norm.weight, norm.bias, self._x, self._normed, node.stride(0)),
             **self._nodes,
             **self._norm_sizes,

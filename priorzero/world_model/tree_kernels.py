@@ -231,7 +231,7 @@ class KernelTree:
         attach[(self.shape[0],)](
             self.actions, self.probs, self.child, self.child_visits, self.child_q, self.visits, self.value_sum,
             self.reward, self.value, self.above, self.behind, self.low, self.high, self.fault, self.node,
-            self._constants, parent, slot, said.reward, said.value, said.actions.contiguous(), said.probs.contiguous(),
+            self._constants, parent, slot, *(x.contiguous() for x in said),
             offered=said.actions.shape[1], **self._sizes, **ORDERED,
         )  # fmt: skip
 
