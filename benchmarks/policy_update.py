@@ -51,13 +51,14 @@ Runs = dict[str, Callable[[], tuple[float, Gradient]]]  # the ways: what they re
 class Timed(TokenModule):
     """Notes losses, gradients and how long they took."""
 
-    loss, seconds, begin = 0.0, 0.0, 0.0
+    loss, seconds, cpu_s = 0.0, 0.0, 0.0
+    begin: tuple[float, float]
     gradient: Gradient
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Start the clock with the first micro-batch."""
         if batch_idx == 0:
-            self.loss, self.begin = 0.0, time.perf_counter()
+            self.loss, self.begin = 0.0, (time.perf_counter(), time.process_time())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As ever; Lightning divides the loss by the number of micro-batches."""
@@ -69,7 +70,7 @@ class Timed(TokenModule):
         """Stop the clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds = time.perf_counter() - self.begin
+        self.seconds, self.cpu_s = time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
         self.gradient = gradient_of(self)
 
 
@@ -141,6 +142,7 @@ def packed(module: Timed, experience: Experience, pad_id: int, options: argparse
         enable_model_summary=False,
     )
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    module.to(options.device)  # Lightning leaves it on the CPU
     module.seconds += packing
     return module.loss, module.gradient
 
@@ -240,7 +242,7 @@ def measure(
             found[name] = run()
             if i >= warm_ups:
                 times.append((module.seconds if own else time.perf_counter() - begin) * 1e3)
-                spent += time.process_time() - cpu
+                spent += module.cpu_s if own else time.process_time() - cpu
         more = {"cpu_s": round(spent / samples, 2), "peak_mb": peak_mb(options.device)}
         rows.append(row(name, times, **more, loss=f"{found[name][0]:.6f}"))
         print(f"  {name}: {min(times):,.0f} ms", flush=True)
