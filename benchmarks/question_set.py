@@ -139,6 +139,7 @@ def findable(questions: list[Question], documents: list[Document]) -> list[Quest
 EXAMPLES = (  # of houses that are not in the corpus
     (Question("Cooper Palace", "mop", "attic"), "mop in the chest, pillow on the floor."),
     (Question("Barton Villa", "red lamp", "garage"), "shoe on the shelf, red lamp on the floor."),
+    (Question("Dexter Chapel", "egg", "larder"), "egg in the box, old map on the table."),
 )
 
 
