@@ -19,7 +19,7 @@ from priorzero.app.train import _rounds, resume, train
 
 DROPOUT = ["world_model.network.dropout=0.1", "llm.peft.dropout=0.1"]  # draws global random numbers
 SETTINGS = {
-    "parallel": ["data.prioritised=true"],
+    "parallel": ["data.prioritised=true", "collector.groups=2"],
     "sequential": ["schedule.policy_rounds=2", "trainer.max_rounds=2"],
     "alternating": [
         "schedule.phase_rounds=1",
