@@ -18,7 +18,8 @@ def composed(name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "max_turns"), [("plain", "dialogue", 0), ("tools", "dialogue", 4), ("step", "step", 4)]
+    ("name", "mode", "max_turns"),
+    [("plain", "dialogue", 0), ("tools", "dialogue", 4), ("one_search", "dialogue", 1), ("step", "step", 4)],
 )
 def test_agents(name: str, mode: str, max_turns: int):
     agent = composed(f"agent/{name}").agent
@@ -31,11 +32,12 @@ def test_agents(name: str, mode: str, max_turns: int):
 def test_tools():
     search = instantiate(composed("tool/search").tool.search)
     assert isinstance(search, SearchTool)
+    assert instantiate(composed("tool/search_top1").tool.search).topk == 1 < search.topk
     imagine = instantiate(composed("tool/imagine").tool.imagine)
     assert isinstance(imagine(imagine=lambda rows, actions: []), ImagineTool)
     assert OmegaConf.to_container(composed("tool/none")) in ({}, {"tool": {}})
 
 
 def test_every_file_is_tested():
-    assert {file.stem for file in (CONFIGS / "agent").glob("*.yaml")} == {"plain", "tools", "step"}
-    assert {file.stem for file in (CONFIGS / "tool").glob("*.yaml")} == {"none", "search", "imagine"}
+    assert {file.stem for file in (CONFIGS / "agent").glob("*.yaml")} == {"plain", "tools", "one_search", "step"}
+    assert {file.stem for file in (CONFIGS / "tool").glob("*.yaml")} == {"none", "search", "search_top1", "imagine"}
