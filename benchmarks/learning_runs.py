@@ -44,6 +44,7 @@ RUNS = {
 PANELS = {"coin collector": ("coin_grpo", "coin_ppo"), "questions": ("search", "search_none", "search_unmasked")}
 ALWAYS = (
     *("evaluation.at_start=false", "evaluation.every_n_rounds=1000000", "evaluation.final_episodes=0"),
+    "collector.num_envs=1",  # nobody plays
     *("trainer.max_rounds=100000", "trainer.checkpoint_every_n_rounds=10", f"trainer.threads={CORES}", "logger=csv"),
 )
 
