@@ -233,7 +233,7 @@ def measure(
     rows, found = [], {}
     for name, run in runs.items():
         own, cuda = name == "packed", options.device == "cuda"
-        samples, warm_ups = (options.samples, 1) if own else (options.naive_samples, int(cuda))
+        samples, warm_ups = (options.samples, 1) if own else (options.naive_samples or 1 + 2 * cuda, int(cuda))
         times, spent = [], 0.0
         for i in range(warm_ups + samples):
             if cuda:
@@ -264,7 +264,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batches", type=int, help="of ours; on a CPU one a prompt, on a GPU one")
     parser.add_argument("--micro-batch", type=int, default=4, help="rows of the naive ways in one pass")
     parser.add_argument("--samples", type=int, default=3)
-    parser.add_argument("--naive-samples", type=int, default=1)
+    parser.add_argument("--naive-samples", type=int, help="1 on a CPU, 3 on a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
     return parser.parse_args()

@@ -184,7 +184,7 @@ def measure(options: argparse.Namespace, count: int) -> tuple[list[dict[str, Any
         runs["packed, compiled, CUDA graphs"] = lambda: packed(make(), asked)
     for name, run in runs.items():
         peer = name in PEERS
-        samples = options.naive_samples if peer else options.samples
+        samples = (options.naive_samples or (5 if device.type == "cuda" else 1)) if peer else options.samples
         results[name] = timed(run, samples, 0 if peer and device.type == "cpu" else 3, device)
         print(f"  {name}: {min(results[name][1]):,.1f} ms", flush=True)
     if reference is None:
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=32, help="rows of the naive ways in one forward pass")
     parser.add_argument("--max-batch-tokens", type=int, default=16384, help="as prior.max_batch_tokens")
     parser.add_argument("--samples", type=int, default=7)
-    parser.add_argument("--naive-samples", type=int, default=1)
+    parser.add_argument("--naive-samples", type=int, help="1 on a CPU, 5 on a GPU")
     parser.add_argument("--compile", action="store_true", help="also with compiled layers (a minute more)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", default="", help="where to write the rows, if not to logs/benchmarks")
