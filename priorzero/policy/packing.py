@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -159,14 +160,22 @@ def stack(rows: Sequence[TreeRow], order: Sequence[int], pad_id: int) -> PackedP
             candidates[number[prompt]] = count
     most = max(candidates)
     return PackedPrompts(
-        tokens=torch.tensor([row.tokens + [pad_id] * (width - len(row.tokens)) for row in rows]),
-        position=torch.tensor([row.position + [0] * (width - len(row.tokens)) for row in rows]),
-        end=torch.tensor([row.end + list(range(len(row.tokens) + 1, width + 1)) for row in rows]),
+        tokens=_matrix([row.tokens for row in rows], np.full(width, pad_id)),
+        position=_matrix([row.position for row in rows], np.zeros(width, np.int64)),
+        end=_matrix([row.end for row in rows], np.arange(1, width + 1)),
         score_position=torch.tensor([r * width + p for r, row in enumerate(rows) for p in row.score_position]),
         score_token=torch.tensor([token for row in rows for token in row.score_token]),
         score_slot=torch.tensor([number[i] * most + j for row in rows for i, j in row.score_of]),
         candidates=torch.tensor(candidates),
     )
+
+
+def _matrix(rows: Sequence[Sequence[int]], padding: np.ndarray) -> Tensor:
+    """[len(rows), len(padding)] int64: each row, and the padding where it ends. Faster than tensors of nested lists."""
+    matrix = np.tile(padding.astype(np.int64), (len(rows), 1))
+    for line, row in zip(matrix, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(matrix)
 
 
 def padded(packed: PackedPrompts, rows: int, width: int) -> PackedPrompts:
