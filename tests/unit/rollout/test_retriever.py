@@ -15,7 +15,7 @@ from priorzero.rollout import retriever
 from priorzero.rollout.corpus import CorpusError, Document, read_corpus, transcripts, write_corpus
 from priorzero.rollout.retriever import Bm25Index, Limits, RetrieverExtraError, main
 from priorzero.rollout.tools import SearchTool, ToolResult
-from priorzero.rollout.web import ToolError, ToolUnavailableError
+from priorzero.rollout.web import ToolError
 
 for package in retriever.PACKAGES:
     pytest.importorskip(package, reason="the extra 'retriever' is not installed")
@@ -211,7 +211,7 @@ def test_a_busy_service_says_so(url):
         assert all(Slow.asked.acquire(timeout=10) for _ in waiting)
         busy = {"detail": "2 requests are being answered: try again later"}
         assert ask(url, {"queries": ["lamp"]}) == (503, busy)
-        with pytest.raises(ToolUnavailableError, match="status 503"):
+        with pytest.raises(ToolError, match="status 503"):
             SearchTool(url=url, **TOOL).check()
         assert ask(url, b"", "GET", "/health")[0] == 200
     finally:
