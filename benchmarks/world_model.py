@@ -149,7 +149,7 @@ def floor(width: int, windows: int, device: str) -> Any:
 def bare(width: int, windows: int) -> Callable[[], None]:
     """A recorded update without the Trainer: losses, clipping, AdamW, target network. What its bookkeeping hides."""
     module = make_module(width).cuda()
-    recorded = RecordedLosses(module.compute_losses, list(module.model.parameters()))
+    recorded = RecordedLosses(module.compute_losses, module.model.parameters(), module)
     optimizer, batch = module.configure_optimizers()["optimizer"], make_batch(windows).to("cuda")
 
     def run() -> None:

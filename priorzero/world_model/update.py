@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from priorzero.types import WorldModelBatch
 from priorzero.world_model.graphs import Replay, round_up
@@ -28,22 +28,25 @@ class Losses(NamedTuple):
 class RecordedLosses:
     """Losses and their gradients, recorded as one CUDA graph for each size of batch; a CPU runs them as they are.
 
-    A recording holds while the parameters stay where they are in memory; where they moved, it is made again. The parts
+    A recording holds while what it reads stays where it is in memory; where that moved, it is made again. The parts
     that it returns are overwritten by the next call.
 
     Args:
         compute: the losses of a batch, on the batch's device, without waiting for it.
         parameters: what is trained. Each must have a gradient.
+        reads: holds all parameters and buffers that ``compute`` reads.
     """
 
-    def __init__(self, compute: Callable[[WorldModelBatch], Losses], parameters: Sequence[Tensor]) -> None:
-        self._compute, self._parameters = compute, list(parameters)
+    def __init__(
+        self, compute: Callable[[WorldModelBatch], Losses], parameters: Iterable[Tensor], reads: nn.Module
+    ) -> None:
+        self._compute, self._parameters, self._reads = compute, list(parameters), reads
         self._where: list[int] = []
         self._recordings: dict[Any, tuple[WorldModelBatch, Replay]] = {}
 
     def __call__(self, batch: WorldModelBatch) -> Losses:
         """As ``compute``. The total's gradients are known already: ``backward`` only hands them out."""
-        where = [p.data_ptr() for p in self._parameters]
+        where = [x.data_ptr() for x in (*self._reads.parameters(), *self._reads.buffers())]
         if where != self._where:
             self._where = where
             self._recordings.clear()

@@ -40,7 +40,7 @@ def assert_same(module: WorldModelModule, recorded: RecordedLosses, batch: World
 
 def check(make_model: Callable[..., UniZero], make_batch: Callable[..., WorldModelBatch], device: str) -> None:
     module = make_module(make_model()).to(device)
-    recorded = RecordedLosses(module.compute_losses, list(module.model.parameters()))
+    recorded = RecordedLosses(module.compute_losses, module.model.parameters(), module)
     for seed, rows in ((0, 4), (1, 4), (2, 3)):  # the last one is of another size
         assert_same(module, recorded, make_batch(seed, rows).to(device))
     batch = make_batch(3)
@@ -77,7 +77,7 @@ def test_gradients_accumulate_and_scale(
     make_model: Callable[..., UniZero], make_batch: Callable[..., WorldModelBatch]
 ) -> None:
     module = make_module(make_model())
-    recorded = RecordedLosses(module.compute_losses, list(module.model.parameters()))
+    recorded = RecordedLosses(module.compute_losses, module.model.parameters(), module)
     expected = gradients(module, module.compute_losses(make_batch()))
     module.zero_grad()
     for _ in range(2):
