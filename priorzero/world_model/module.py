@@ -54,7 +54,7 @@ class WorldModelModule(lightning.LightningModule):
 
     def record_updates(self) -> None:
         """Record forward and backward pass as one CUDA graph for each size of batch; on one device only."""
-        self._recorded = RecordedLosses(self.compute_losses, list(self.model.parameters()))
+        self._recorded = RecordedLosses(self.compute_losses, self.model.parameters(), self)
 
     # --------------------------------------------------------------------------------------------------- training
 
