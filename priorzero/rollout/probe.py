@@ -25,7 +25,7 @@ from priorzero.policy.load import causal_lm
 from priorzero.rollout.base import Sampling, TextGenerator
 from priorzero.types import Generation
 
-FINE, COARSE = 1e-3, 0.05  # tolerances: both sides in float32, where 1e-5 is usual; either side coarser, 0.01 is usual
+FINE, COARSE = 1e-4, 0.05  # tolerances: both sides in float32, where 1e-6 is usual; either side coarser, 0.01 is usual
 STILL = 0.02  # of the tolerance: where the trainer moved by more, a backend must have moved too
 
 
@@ -56,7 +56,7 @@ class ProbeConfig:
 
     Attributes:
         max_tokens: length of the probe answer.
-        tolerance: largest allowed mean difference of a token's probability; None: 1e-3 where trainer and backend
+        tolerance: largest allowed mean difference of a token's probability; None: 1e-4 where trainer and backend
             are both float32, else 0.05.
         seed: of the answer.
     """

@@ -102,6 +102,7 @@ def test_seeds_and_samples(pair):
 def test_weights_arrive_and_a_skipped_sync_is_caught(pair):
     trained, engine = pair
     score = ModelScorer(trained.model)
+    PROBE.check(engine, score, 0)  # both are what they were loaded as
     with pytest.raises(ValueError, match="LoRA"):
         engine.load_weights({"model.norm.weight" if engine._lora else "a.lora_A.default.weight": torch.zeros(1)}, 1)
     for version in (1, 2, 3):  # the same prompt again: its keys and values are in the cache
@@ -117,12 +118,12 @@ def test_weights_arrive_and_a_skipped_sync_is_caught(pair):
         assert before.logprobs[0] != after.logprobs[0]
 
     def go_on_without_sync():
-        for skipped in range(4, 14):  # each too small to show in one answer, but the engine does not move at all
-            update(trained.model, size=0.002)
+        for skipped in range(4, 14):  # first too small for the tolerance, but the engine does not move at all
+            update(trained.model, size=0.0005 * 2 ** (skipped - 4))
             engine.version = skipped
             PROBE.check(engine, score, skipped)
 
-    with pytest.raises(WeightSyncError, match="did not arrive"):
+    with pytest.raises(WeightSyncError, match="same to the last bit"):
         go_on_without_sync()
     with pytest.raises(ValueError, match="only one of two syncs"):
         engine.load_weights(dict(list(weights(trained.model).items())[:-1]), 14)
