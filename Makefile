@@ -24,7 +24,7 @@ help:
 	@echo "make clean   remove .venv and caches, keep logs and models"
 
 demo: models
-	@echo "==> training the demonstration: python train.py experiment=demo (about an hour on two cores)"
+	@echo "==> training the demonstration: python train.py experiment=demo (about 17 minutes on two cores)"
 	@$(RUN) train.py experiment=demo
 
 test: models
