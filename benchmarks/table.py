@@ -66,19 +66,22 @@ FIGURES = (
            END.format("detective", "none") + " --train"),
     *(
         Figure("search-cuda.json", SEARCH + "one GPU: {what}", {"B": batch}, "decisions_per_s",
-               "python -m benchmarks.search --device cuda")
-        for batch in (8, 64, 256)
+               "python -m benchmarks.gpu", target)
+        for batch, target in ((8, None), (64, 5500), (256, 14_000))
     ),
     *(
-        Figure("search-cpu.json", "ms a decision, B={B}, d {d}, {simulations} simulations, one core, float32",
-               {"what": "planner float32", "d": 768, "B": batch}, "median_ms",
-               "OMP_NUM_THREADS=1 python -m benchmarks.search", more_is_better=False)
-        for batch in (8, 32)
+        Figure("search-cpu.json", "ms a search of {B} states, d {d}, {simulations} simulations, one core: {what}",
+               {"what": what, "d": width, "B": batch}, "median_ms", "OMP_NUM_THREADS=1 python -m benchmarks.search",
+               target, more_is_better=False)
+        for what, width, batch, target in (
+            ("planner float32", 768, 8, 650), ("planner float32", 768, 32, 1300), ("planner int8", 768, 8, 300),
+            ("planner int8", 768, 32, 700), ("planner float32", 48, 32, 40), ("plain", 768, 8, None),
+        )
     ),
     Figure("world_model-cuda.json", "updates/s, {windows} windows, d {width}, one GPU: {what}", {}, "updates_per_s",
-           "python -m benchmarks.world_model --device cuda"),
-    Figure("world_model-cpu.json", "updates/s, {windows} windows, d {width}, one core", {"what": "update"},
-           "updates_per_s", "OMP_NUM_THREADS=1 python -m benchmarks.world_model"),
+           "python -m benchmarks.gpu", 60),
+    Figure("world_model-cpu.json", "ms an update, {windows} windows, d {width}, one core", {"what": "update"},
+           "median_ms", "OMP_NUM_THREADS=1 python -m benchmarks.world_model", 2500, more_is_better=False),
     Figure("encoder-cuda.json", "texts/s never seen, {source}, one GPU", {"what": "texts never seen"}, "texts_per_s",
            "python -m benchmarks.encoder --device cuda"),
     Figure("encoder-cpu.json", "texts/s never seen, {source}, one core", {"what": "texts never seen"}, "texts_per_s",
@@ -110,12 +113,18 @@ FIGURES = (
            {}, "ms_per_state", "python -m benchmarks.reanalysis", more_is_better=False),
     *(
         figure
-        for game in ("zork1", "detective", "acorncourt")
+        for game, target in (
+            ("zork1", 15), ("detective", 30), ("acorncourt", 300), ("omniquest", None), ("pentari", None)
+        )
         for figure in (
             Figure("valid_actions.json", "ms a step with valid actions, {game}, nothing cached", {"game": game},
-                   "cold ms", VALID, more_is_better=False),
+                   "cold ms", VALID, target, more_is_better=False),
+            Figure("valid_actions.json", "ms a step with valid actions, {game}, all cached", {"game": game},
+                   "warm ms", VALID, 2, more_is_better=False),
+            Figure("valid_actions.json", "share of the exact search's effects found, {game}, walkthrough",
+                   {"game": game}, "walk recall", VALID, 0.99, share=True),
             Figure("valid_actions.json", "share of the exact search's effects found, {game}, random play",
-                   {"game": game}, "random recall", VALID, share=True),
+                   {"game": game}, "random recall", VALID, 0.99, share=True),
         )
     ),
     Figure("story_files.json", "steps of random play in story files", {"what": "total"}, "steps",
