@@ -10,8 +10,8 @@ on the left, micro-batches go through the whole model, and logits are float32, a
 answers' tokens only ("answer logits", its ``logits_to_keep``); the loss is written out here once more. Timed: packing,
 forward, loss and backward of the whole update, without the optimizer's step, which is the same.
 
-First both must give the same loss (1e-5) and the same gradient (1e-4 of its norm) in float32: the program ends with 1
-where they do not.
+First both must give the same loss (1e-5) and the same gradient (1e-4 of its norm, 1e-3 on a GPU) in float32: the
+program ends with 1 where they do not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from priorzero.policy.language_module import PolicyOptim
 from priorzero.policy.load import LanguageModel, LoraSettings, load_llm
 from priorzero.policy.token_module import TokenModule
 
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, {"cpu": 1e-4, "cuda": 1e-3}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLIP_LOW, CLIP_HIGH, DUAL_CLIP, ROLLOUT_CAP = 0.2, 0.28, 3.0, 2.0  # as in objective=grpo
 Gradient = dict[str, Tensor]
@@ -299,8 +299,9 @@ def main() -> None:
     print(f"in float32 the losses differ by {loss_apart:.2g}, the gradients by {gradient_apart:.2g} of their norm")
     told = {"loss_difference": loss_apart, "gradient_difference": gradient_apart}
     write_json(options.json or f"policy_update-{options.device}", rows, settings=vars(options), **told)
-    if not (loss_apart <= LOSS_TOLERANCE and gradient_apart <= GRADIENT_TOLERANCE):
-        sys.exit(f"FAILED: losses may differ by {LOSS_TOLERANCE}, gradients by {GRADIENT_TOLERANCE} of their norm")
+    tolerance = GRADIENT_TOLERANCE[options.device]
+    if not (loss_apart <= LOSS_TOLERANCE and gradient_apart <= tolerance):
+        sys.exit(f"FAILED: losses may differ by {LOSS_TOLERANCE}, gradients by {tolerance} of their norm")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def on_cpu(options: argparse.Namespace) -> list[dict[str, Any]]:
             row("floor: bare products, torch float32", cpu_ms(floor, options.samples), d=options.width, B=batch)
         )
         if batch <= options.plain_up_to:
-            planner, said = make_planner(options.width, sims), None
+            planner = make_planner(options.width, sims)
             said = planner.root(decisions.context, decisions.actions, decisions.known)
             root = Root(decisions.actions, masked_softmax(said.logits, decisions.actions >= 0), said.value)
 
@@ -227,17 +227,19 @@ def main() -> None:
     if options.agreement:
         agreement(options)
         return
-    attempts = None
+    failed: list[str] = []
     if options.device == "cuda":
         from benchmarks.search_cuda import Attempts, on_cuda  # imports this module
 
         attempts = Attempts(budget_s=3600)
-        rows = on_cuda(options, attempts)
+        rows, failed = on_cuda(options, attempts), attempts.failed
     else:
         rows = on_cpu(options)
     print(machine())
     show(rows)
     write_json(options.json or f"search-{options.device}", rows, simulations=options.simulations)
+    if failed:
+        sys.exit(f"FAILED: {failed}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from benchmarks.search import VECTOR, VOCABULARY, Decisions, make_model, make_planner, must_agree, products
 from benchmarks.timing import row, wall_ms
 from priorzero.types import SearchResult
-from priorzero.world_model.device import DeviceEngine, Kernels
+from priorzero.world_model.device import Kernels
 from priorzero.world_model.planner import DevicePlanner, Planner
 
 VARIANTS: dict[str, tuple[type[Planner], Kernels]] = {
@@ -80,12 +80,7 @@ def on_cuda(options: argparse.Namespace, attempt: Attempts) -> list[dict[str, An
 def variant(width: int, simulations: int, name: str, precision: str | None = None) -> Planner:
     """A planner on the GPU whose kernels are chosen."""
     kind, kernels = (VARIANTS | COMPILED)[name]
-
-    class Chosen(kind):
-        def _make_engine(self, precision: str, *_: object) -> DeviceEngine:
-            return DeviceEngine(self.model, self._sizes, precision, False, kernels)
-
-    return make_planner(width, simulations, Chosen, device="cuda", precision=precision)
+    return make_planner(width, simulations, kind, device="cuda", precision=precision, kernels=kernels)
 
 
 def time_variant(

@@ -14,7 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from priorzero.app.learners import Learner, build_learners, reanalysis_config
+from priorzero.app.learners import Learner, build_learners, reanalysis_config, records_updates
 from priorzero.app.models import build_models, plain
 from priorzero.app.refusals import check_config, refusing
 from priorzero.app.schedule import Round, rounds
@@ -30,13 +30,14 @@ from priorzero.data.limiter import RateLimiter
 from priorzero.data.replay import Replay
 from priorzero.envs.base import GameSet
 from priorzero.envs.vector import VectorEnv
+from priorzero.rollout.base import TextGenerator
 from priorzero.text.vocabulary import ActionVocabulary
 from priorzero.utils.launch import set_threads
 
 
 @dataclass
 class Run:
-    """Everything that a run consists of. ``close`` ends threads and worker processes."""
+    """Everything that a run consists of. ``close`` ends threads, worker processes and the rollout backend."""
 
     cfg: DictConfig
     folder: Path
@@ -55,6 +56,7 @@ class Run:
     progress: LiveProgress | None
     loggers: list[Any]
     position: int = 0  # rounds of the schedule that are done
+    generator: TextGenerator | None = None  # the rollout backend, where the language model learns from its answers
 
     def close(self) -> None:
         """End everything that runs beside the training; safe to call twice."""
@@ -62,6 +64,9 @@ class Run:
         self.collector.close()
         self.collector.actor.envs.close()
         self.evaluation.close()
+        generator, self.generator = self.generator, None
+        if generator is not None:
+            generator.close()
 
 
 def build_run(cfg: DictConfig) -> Run:
@@ -82,6 +87,7 @@ def build_run(cfg: DictConfig) -> Run:
 
 def _build(cfg: DictConfig, schedule: list[Round], games: GameSet) -> Run:
     reanalysis_config(cfg)  # as the planner's options, refused before anything is loaded
+    records_updates(cfg)  # likewise
     playing, evaluating = (np.random.default_rng(seed) for seed in np.random.SeedSequence(cfg.seed).spawn(2))
     models = build_models(cfg, playing)
     replay = build_replay(cfg)

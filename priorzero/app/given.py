@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from priorzero.collect.imagine import Scene, imagine, scene_of
 from priorzero.data.prompt_source import Extras
@@ -70,10 +70,13 @@ def for_tool(run: Run, tool: DictConfig) -> dict[str, Any]:
 
 
 def for_rewards(cfg: DictConfig, reply: Reply) -> dict[str, dict[str, Any]]:
-    """What rewards of the configuration get: a model that judges gets ``reply``, the others nothing."""
+    """What rewards of the configuration get: a judge without a ``generate`` of its own gets ``reply``."""
 
     def generate(chats: Sequence[Sequence[Message]]) -> Sequence[str]:  # Hydra copies methods with all they belong to
         return reply(chats)
 
-    judges = [str(name) for name, reward in cfg.reward.rewards.items() if str(reward["_target_"]).endswith("Judge")]
-    return {name: {"generate": generate} for name in judges}
+    return {
+        str(name): {"generate": generate}
+        for name, reward in cfg.reward.rewards.items()
+        if str(reward["_target_"]).endswith("Judge") and OmegaConf.is_missing(reward, "generate")
+    }

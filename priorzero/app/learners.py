@@ -65,6 +65,8 @@ def build_learners(run: Run, models: Models) -> None:
     )
     if cfg.world_model.compile:
         world_model.compile_network()
+    if records_updates(cfg):
+        world_model.record_updates()
     if "world_model" in trained:
         stream = build_world_model_stream(run, world_model)
         run.learners["world_model"] = build_learner(run, "world_model", world_model, stream, evaluates=True)
@@ -74,6 +76,23 @@ def build_learners(run: Run, models: Models) -> None:
         policy, stream = build_policy(run, models.language_model, world_model, limited=trained == {"policy"})
         evaluates = cfg.schedule.mode in ("llm", "sequential")  # elsewhere the world model's rounds come soon after
         run.learners["policy"] = build_learner(run, "policy", policy, stream, evaluates=evaluates)
+
+
+def records_updates(cfg: DictConfig) -> bool:
+    """Whether updates of the world model are recorded as CUDA graphs.
+
+    Raises:
+        ValueError: an unknown choice; they are to be, and the training has no CUDA device.
+    """
+    gpu, record = cfg.trainer.accelerator == "gpu", cfg.world_model.record
+    if record not in ("auto", True, False):
+        raise ValueError(f"world_model.record={record}: use auto, true or false")
+    if record is True and not gpu:
+        raise ValueError(
+            "world_model.record=true records updates as CUDA graphs, and "
+            f"trainer.accelerator={cfg.trainer.accelerator} is not a GPU: set it to auto, or use trainer=gpu"
+        )
+    return gpu and not cfg.trainer.detect_anomaly if record == "auto" else record
 
 
 def build_policy(

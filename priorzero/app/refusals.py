@@ -241,6 +241,13 @@ def _check_played_prompts(cfg: DictConfig) -> None:
         )
     if problem := unfit_sources({GAME}, cfg.reward.sources):
         raise ConfigError(f"prompts from play are of data source {GAME!r}, and {problem}")
+    for name, weight in cfg.reward.sources[GAME].items():
+        if weight and name in cfg.reward.rewards and _name(cfg.reward.rewards[name]) == "ProgressShaping":
+            raise ConfigError(
+                f"reward.sources.{GAME}.{name} pays for progress, and prompts from play know no potentials, so no "
+                "answer could be judged: use reward=search_value, or name a file in experience.prompt_file whose rows "
+                "have the columns potential and next_potentials"
+            )
 
 
 def _check_game_dialogue(cfg: DictConfig) -> None:
@@ -276,6 +283,6 @@ def _check_given(cfg: DictConfig) -> None:
         if _name(reward) == "ScoreDelta" and OmegaConf.is_missing(reward, "play"):
             raise ConfigError(
                 f"reward.rewards.{name} plays the action in the game, and train.py cannot give it a `play`: a prompt "
-                "is no game that goes on from there. Use reward=search_value, or reward=custom with a function of "
-                "your own"
+                f"is no game that goes on from there. Use reward=search_value, or reward.rewards.{name}.play with a "
+                "function of your own"
             )

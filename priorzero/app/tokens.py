@@ -26,7 +26,7 @@ from priorzero.rl.grading import Grader, Grades
 from priorzero.rollout.agent import AgentLoop
 from priorzero.rollout.base import Sampling, TextGenerator
 from priorzero.rollout.dialogue import written_text
-from priorzero.rollout.probe import WeightProbe, answer_scorer
+from priorzero.rollout.probe import ModelScorer, WeightProbe
 from priorzero.rollout.retry import RetryingGenerator
 from priorzero.text.chat import row_tokens
 from priorzero.text.parse import parse_answer
@@ -139,7 +139,7 @@ class Rollouts:
     def __init__(self, run: Run, module: TokenModule, language_model: LanguageModel) -> None:
         cfg = run.cfg
         self.run, self.module, self.tokenizer = run, module, language_model.tokenizer
-        self.generator = build_generator(cfg)
+        self.generator = run.generator = build_generator(cfg)  # the run closes it
         tools = [instantiate(tool, **for_tool(run, tool)) for tool in cfg.tool.values()]
         self.loop = AgentLoop(
             self.generator, self.tokenizer, tools, instantiate(cfg.agent.loop), instantiate(cfg.agent.calls)
@@ -157,7 +157,7 @@ class Rollouts:
         self._steps = cfg.agent.loop.mode == "step"
         self._version = -1
         self._probe: WeightProbe | None = None
-        self._score = answer_scorer(language_model.model)
+        self._score = ModelScorer(language_model.model)
 
     def make(self, rows: Sequence[PromptRow]) -> Experience:
         """Answers to ``rows`` as experience; a sample of them goes to ``generations.jsonl``."""

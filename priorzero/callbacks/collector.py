@@ -30,11 +30,15 @@ class CollectorConfig:
     kind: str  # inline | thread
     env_steps_per_round: int  # inline: at least so many
     finish_first: bool  # the first update waits for a finished episode: it learns from returns
-    plays: bool = True  # False: training needs no games, and nothing is collected
+    plays: bool  # False: training needs no games, and nothing is collected
 
 
 class Collector(lightning.Callback):
-    """One collector serves both trainers; `close` ends it. Its failures are raised in the training thread."""
+    """One collector serves both trainers; `close` ends it. Its failures are raised in the training thread.
+
+    Raises:
+        ValueError: ``config.kind`` is neither "inline" nor "thread".
+    """
 
     def __init__(
         self, actor: Actor, replay: Replay, limiter: RateLimiter, mailbox: Mailbox, config: CollectorConfig

@@ -57,7 +57,8 @@ class GracefulStop(lightning.Callback):
 class RoundReport(lightning.Callback):
     """One line a round in the log, a live bar on a terminal, and where the time of the round went: ``time/...``.
 
-    An inline collector plays between the start of the round and its first batch; evaluation follows the last one.
+    ``time/play_s`` lasts from the start of the round to its first batch: an inline collector plays, and a stream of
+    generated samples writes them. Evaluation follows the last batch. A batch that is fetched later counts as training.
     """
 
     def __init__(self, collector: Collector, name: str, progress: LiveProgress | None) -> None:
@@ -85,22 +86,20 @@ class RoundReport(lightning.Callback):
         now = time.perf_counter()
         played = self.collector.actor.env_steps - self._env_step
         prefix = "policy" if self.name == "policy" else "wm"
+        play, train = self._first_batch - self._start, self._last_batch - self._first_batch
+        evaluate = now - self._last_batch
         times = {
-            "time/play_s": self._first_batch - self._start,
-            f"time/{prefix}_train_s": self._last_batch - self._first_batch,
-            "time/evaluate_s": now - self._last_batch,
+            "time/play_s": play,
+            f"time/{prefix}_train_s": train,
+            "time/evaluate_s": evaluate,
             f"time/{prefix}_updates_per_s": self._updates_per_s(trainer),
         }
         if played:
             times["time/env_steps_per_s"] = played / (now - self._start)
         module.log_dict(times, batch_size=1)
         facts = " | ".join(f"{key} {value}" for key, value in self._facts(trainer).items())
-        split = ", ".join(f"{name} {times[f'time/{key}_s']:.1f}" for name, key in self._parts(prefix))
+        split = f"play {play:.1f}, train {train:.1f}, evaluate {evaluate:.1f}"
         log.info("%s round %d | %s | %.1f s: %s", self.name, trainer.current_epoch, facts, now - self._start, split)
-
-    @staticmethod
-    def _parts(prefix: str) -> tuple[tuple[str, str], ...]:
-        return ("play", "play"), ("train", f"{prefix}_train"), ("evaluate", "evaluate")
 
     def _updates_per_s(self, trainer: lightning.Trainer) -> float:
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed // trainer.accumulate_grad_batches

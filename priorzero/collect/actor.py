@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """How the training games are played."""
+    """How the training games are played.
+
+    Raises:
+        ValueError: there is no group, or a group has no game.
+    """
 
     num_envs: int
     groups: int  # of games that take turns: all but one of them play while that one is decided for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from priorzero.collect.player import Player
+from priorzero.collect.player import Player, padded_context
 from priorzero.types import Context, Imagined, Observation, Segment
 
 
@@ -22,7 +22,7 @@ class Scene:
 
 def scene_of(segment: Segment, step: int, context_steps: int) -> Scene:
     """The scene before ``actions[step]``, as far back as the segment and its history reach."""
-    turns = [*((t.observation, t.action) for t in segment.history)]
+    turns = [(turn.observation, turn.action) for turn in segment.history]
     turns += [(segment.observations[t], segment.actions[t]) for t in range(step)]
     turns = turns[max(0, len(turns) - context_steps + 1) :]
     observations = (*(observation for observation, _ in turns), segment.observations[step])
@@ -51,9 +51,7 @@ def imagine(player: Player, scenes: Sequence[Scene], actions: Sequence[str], con
     ids = [player.vocabulary.add(scene.game, [*scene.actions, action]) for scene, action in asked]
     player.planner.set_actions(player.vocabulary.vectors())
     chosen = np.array([row[-1] for row in ids], np.int32)
-    known = np.zeros((len(scenes), len(player.vocabulary)), bool)
-    for row, scene in enumerate(scenes):
-        known[row, player.vocabulary.members(scene.game)] = True
+    known = player.known([scene.game for scene in scenes])
     player.planner.root(_context(player, scenes, ids, context_steps), chosen[:, None], known)
     found = player.planner.expand(1, np.zeros(len(scenes), np.int32), chosen)
     return [
@@ -69,17 +67,7 @@ def imagine(player: Player, scenes: Sequence[Scene], actions: Sequence[str], con
 def _context(player: Player, scenes: Sequence[Scene], ids: Sequence[np.ndarray], steps: int) -> Context:
     shown = [scene.observations[-steps:] for scene in scenes]
     vectors = iter(player.encode([observation for some in shown for observation in some]))
-    width = player.encoder.width * len(player.parts)
-    context = Context(
-        vectors=np.zeros((len(scenes), steps, width), np.float32),
-        actions=np.full((len(scenes), steps - 1), -1, np.int32),
-        length=np.array([len(some) for some in shown], np.int64),
-    )
-    for row, n in enumerate(context.length):
-        context.vectors[row, steps - n :] = [next(vectors) for _ in range(n)]
-        if n > 1:
-            context.actions[row, -(n - 1) :] = ids[row][:-1][-(n - 1) :]
-    return context
+    return padded_context([[next(vectors) for _ in some] for some in shown], [row[:-1] for row in ids], steps)
 
 
 def _likely(player: Player, actions: np.ndarray, probs: np.ndarray) -> tuple[str, ...]:

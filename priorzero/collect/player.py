@@ -106,7 +106,11 @@ class Player:
     # ------------------------------------------------------------------------------------------------------ decide
 
     def decide(self, policy: str, episodes: Sequence[Episode], *, explore: bool) -> list[Decision]:
-        """One decision for each episode, by one of `POLICIES`."""
+        """One decision for each episode, by one of `POLICIES`.
+
+        Raises:
+            ValueError: there is no such policy, or the player lacks the model that it asks.
+        """
         if policy not in POLICIES:
             raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
         if policy == "random":
@@ -194,7 +198,7 @@ class Player:
     # ------------------------------------------------------------------------------------------------------ arrays
 
     def _actions(self, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the valid actions [B, A], padded with -1, and the actions known in each game [B, V]."""
+        """Ids of the valid actions [B, A], padded with -1, and the actions known in each game [B, U]."""
         new = [a for e in episodes for a in e.step.valid_actions if a not in self.vocabulary]
         if new:
             self.encoder.encode(new)  # together, not game by game: the vocabulary finds them in the encoder's cache
@@ -202,20 +206,40 @@ class Player:
         actions = np.full((len(ids), max(map(len, ids))), -1, np.int32)
         for row, some in zip(actions, ids, strict=True):
             row[: len(some)] = some
-        known = np.zeros((len(ids), len(self.vocabulary)), bool)
-        for row, episode in zip(known, episodes, strict=True):
-            row[self.vocabulary.members(episode.step.game)] = True
-        return actions, known
+        return actions, self.known([e.step.game for e in episodes])
+
+    def known(self, games: Sequence[str]) -> np.ndarray:
+        """[B, U] bool: the actions of the vocabulary that are known in each of these games."""
+        known = np.zeros((len(games), len(self.vocabulary)), bool)
+        for row, game in zip(known, games, strict=True):
+            row[self.vocabulary.members(game)] = True
+        return known
 
     def _contexts(self, episodes: Sequence[Episode], steps: int) -> Context:
-        vectors = np.zeros((len(episodes), steps, len(episodes[0].vector)), np.float32)
-        actions = np.full((len(episodes), steps - 1), -1, np.int32)
-        length = np.zeros(len(episodes), np.int64)
-        for i, e in enumerate(episodes):
-            past = e.vectors[-(steps - 1) :] if steps > 1 else []
-            n = len(past)
-            vectors[i, steps - 1 - n :] = np.stack([*past, e.vector])
-            if n:
-                actions[i, -n:] = e.action_ids[-n:]
-            length[i] = n + 1
-        return Context(vectors, actions, length)
+        past = [e.vectors[-(steps - 1) :] if steps > 1 else [] for e in episodes]
+        vectors = [[*some, e.vector] for some, e in zip(past, episodes, strict=True)]
+        return padded_context(vectors, [e.action_ids for e in episodes], steps)
+
+
+def padded_context(
+    vectors: Sequence[Sequence[np.ndarray]], actions: Sequence[Sequence[int] | np.ndarray], steps: int
+) -> Context:
+    """The last steps of B episodes, padded at the front.
+
+    Args:
+        vectors: of each episode 1 to C observation vectors [O], the current one last.
+        actions: of each episode the ids of its actions, the one before the current observation last; those that lie
+            before the first of its vectors are left out.
+        steps: C.
+    """
+    context = Context(
+        vectors=np.zeros((len(vectors), steps, len(vectors[0][0])), np.float32),
+        actions=np.full((len(vectors), steps - 1), -1, np.int32),
+        length=np.array([len(some) for some in vectors], np.int64),
+    )
+    for row, (some, between) in enumerate(zip(vectors, actions, strict=True)):
+        n = len(some)
+        context.vectors[row, steps - n :] = np.stack(some)
+        if n > 1:
+            context.actions[row, -(n - 1) :] = between[-(n - 1) :]
+    return context

@@ -312,7 +312,7 @@ class Replay:
             self._insert(segments, state["mass"].numpy().copy())
             self._next_serial = int(state["next_serial"])
             self._steps_added = int(state["steps_added"])
-            self.reanalysed = int(state.get("reanalysed", 0))  # checkpoints of version 0.1.0 count none
+            self.reanalysed = int(state["reanalysed"])
             self._rng.bit_generator.state = state["rng"]
             while len(self) > self.capacity_steps:
                 self._evict()

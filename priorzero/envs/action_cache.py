@@ -1,8 +1,8 @@
 """Remembers the valid actions of states, in memory and in a file that the workers of all runs share.
 
-The key is the world hash with the texts of the room and the inventory. It leaves out hidden timers and chance, so about
-1 % of the actions of a late state may be missing or without effect; a small share of the answers is therefore computed
-again, and the counts say how many had changed.
+The key is the world hash with the texts of the room and the inventory. It leaves out hidden timers and chance, so
+remembered actions may be missing or without effect; a small share of the answers is therefore computed again, and the
+counts say how many had changed.
 """
 
 from __future__ import annotations

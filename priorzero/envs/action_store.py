@@ -1,8 +1,8 @@
 """Keeps valid actions, and what was learned about templates, in an SQLite file that many processes share.
 
-The file is in WAL mode, so readers do not wait for the writer. It can be deleted at any time. A damaged file is given
-up for a new one with the next number, because processes that still have it open would otherwise remove the new file's
-log by name; the damaged one is deleted.
+The file is in WAL mode, so readers do not wait for the writer. Its folder can be deleted at any time, as a whole. A
+damaged file is given up for a new one with the next number, because processes that still have it open would otherwise
+remove the new file's log by name; the damaged one is deleted.
 """
 
 from __future__ import annotations
@@ -53,13 +53,7 @@ class ActionStore:
     def __init__(self, folder: Path, game: bytes, entries: int, counts: Counter[str]) -> None:
         self._counts = counts
         self._folder, self._game, self._entries = folder, game, entries
-        self._seen = {"tried": 0, "useful": 0}
         self._writes = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._path = _newest(folder)
-        except OSError as error:
-            raise EnvError(_advice(folder, error)) from error
         self._connection: sqlite3.Connection | None = None
         self._run(lambda connection: None)
 
@@ -113,13 +107,7 @@ class ActionStore:
         """Runs a query, once more on a new file if this one turns out to be damaged."""
         for attempt in (1, 2, 3):
             try:
-                if self._connection is None:
-                    with _lock(
-                        self._folder
-                    ):  # two processes that both switch a new file to WAL get in each other's way
-                        self._path = _newest(self._folder)
-                        self._connection = _open(self._path)
-                return use(self._connection)
+                return use(self._connection or self._connect())
             except sqlite3.DatabaseError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
                 if code not in _DAMAGED or attempt == 3:
@@ -127,9 +115,19 @@ class ActionStore:
                 self._give_up(error)
         raise AssertionError("the last attempt returns or raises")
 
+    def _connect(self) -> sqlite3.Connection:
+        self._seen = {"tried": 0, "useful": 0}  # serial numbers of this file
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _lock(self._folder):  # two processes that both switch a new file to WAL get in each other's way
+                self._path = _newest(self._folder)
+                self._connection = _open(self._path)
+        except OSError as error:
+            raise EnvError(_advice(self._folder, error)) from error
+        return self._connection
+
     def _give_up(self, error: sqlite3.DatabaseError) -> None:
         self.close()
-        self._seen = {"tried": 0, "useful": 0}
         with _lock(self._folder):
             if _newest(self._folder) == self._path:
                 log.warning("the cache of valid actions %s is damaged (%s): a new one replaces it", self._path, error)

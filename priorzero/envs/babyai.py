@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 
 from priorzero.envs.babyai_text import ACTIONS, hands, useful_actions, view, world_hash
-from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common
+from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, observed
 
 _LEVEL = re.compile(r"(?:BabyAI-)?([A-Za-z0-9]+)(?:-v\d+)?")
 
@@ -118,9 +118,7 @@ class BabyAIEnv(TextGame):
 
     def _reply(self, score: float, terminated: bool, answer: str = "") -> Reply:
         seen = view(self._level)
-        parts = zip(PARTS, (answer + seen, seen, hands(self._level)), strict=True)
-        feedback, look, inventory = (shown if part in self._observe else "" for part, shown in parts)
-        return Reply((feedback, look, inventory), score, terminated)
+        return Reply(observed((answer + seen, seen, hands(self._level)), self._observe), score, terminated)
 
     def _valid_actions(self) -> list[str]:
         return useful_actions(self._level)

@@ -78,6 +78,12 @@ def check_common(observe: Sequence[str], max_steps: int) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in observe)
 
 
+def observed(texts: tuple[str, str, str], observe: Sequence[str]) -> tuple[str, str, str]:
+    """The texts of the `PARTS`, with "" for those that are not among ``observe``."""
+    feedback, look, inventory = (text if part in observe else "" for part, text in zip(PARTS, texts, strict=True))
+    return feedback, look, inventory
+
+
 def tidy(text: str) -> str:
     """Strips the text, the ends of its lines and repeated blank lines."""
     lines = "\n".join(line.rstrip() for line in text.splitlines())

@@ -16,7 +16,7 @@ import gymnasium
 
 from priorzero.envs.action_cache import ActionCache, CacheConfig
 from priorzero.envs.actions import ActionFinder
-from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, tidy
+from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, observed, tidy
 from priorzero.envs.stories import StoryError, check_story, find_story
 
 SEARCHES = ("fast", "exact", "none")
@@ -153,9 +153,8 @@ class JerichoEnv(TextGame):
         self._hash = _world_hash(game)
         self._room = "" if terminated else self.peek("look")
         self._carried = "" if terminated else self.peek("inventory")
-        parts = zip(PARTS, (tidy(text), self._room, self._carried), strict=True)
-        feedback, look, inventory = (shown if part in self._observe else "" for part, shown in parts)
-        return Reply((feedback, look, inventory), float(game.get_score()), terminated)
+        observation = observed((tidy(text), self._room, self._carried), self._observe)
+        return Reply(observation, float(game.get_score()), terminated)
 
     def _valid_actions(self) -> list[str]:
         if self._actions is None:
@@ -207,6 +206,6 @@ def _md5(story: str) -> bytes:
 
 
 def _world_hash(game: Any) -> str:
-    """Hash of the object tree and the watched memory; equal where Jericho's own hash is equal, and 20 times cheaper."""
+    """Hash of the object tree and the watched memory; equal where Jericho's own hash is equal, and cheaper."""
     state = bytes(game.get_world_objects(clean=True)) + game._get_special_ram().tobytes()
     return hashlib.blake2b(state, digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
 """The commands that a game understands, as templates with holes for objects, and what was learned about them.
 
-Filling every template with every pair of objects costs seconds a state in some games, and nearly all of it is the same
-futile question asked again. `Experience` remembers what was tried, so that a template is filled with objects again only
-where it worked before with one of them, or where the objects are in a condition in which nothing was tried yet.
+Filling every template with every pair of objects is slow, and nearly all of it is the same futile question asked again.
+`Experience` remembers what was tried, so that a template is filled with objects again only where it worked before with
+one of them, or where the objects are in a condition in which nothing was tried yet.
 """
 
 from __future__ import annotations

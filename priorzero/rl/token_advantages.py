@@ -112,7 +112,8 @@ class AdvantageEstimator:
             reduce: sums a vector over all ranks; None for a single process. Every rank must then call.
 
         Raises:
-            ValueError: the estimator lacks an input, or there are too few tokens to whiten.
+            ValueError: the estimator lacks an input.
+            NoExperienceError: there are too few tokens to whiten.
         """
         result = self.estimate(inputs)
         if not self.whiten:
@@ -134,7 +135,7 @@ def whiten(x: Tensor, mask: Tensor, reduce: Reduce | None = None, epsilon: float
         epsilon: added to the variance.
 
     Raises:
-        ValueError: fewer than two masked entries over all ranks.
+        NoExperienceError: fewer than two masked entries over all ranks.
     """
     values = x.double().masked_fill(~mask, 0.0)
     sums = torch.stack([mask.sum().double(), values.sum(), values.square().sum()])
@@ -142,7 +143,10 @@ def whiten(x: Tensor, mask: Tensor, reduce: Reduce | None = None, epsilon: float
         sums = reduce(sums)
     count, total, squares = sums.tolist()
     if count < 2:
-        raise ValueError(f"{count:.0f} trained tokens are too few to whiten advantages: skip this update")
+        raise NoExperienceError(
+            f"{count:.0f} trained tokens are too few to whiten advantages: raise experience.prompts or "
+            "rollout.samples_per_prompt"
+        )
     mean = total / count
     variance = max(squares - count * mean**2, 0.0) / (count - 1)
     return ((values - mean) / (variance + epsilon) ** 0.5).masked_fill(~mask, 0.0).to(x.dtype)

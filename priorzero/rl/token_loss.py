@@ -6,7 +6,6 @@ nor gradient. "Old" is the trainer's model before the update, "rollout" the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,7 +45,7 @@ class LossInputs(TensorRecord):
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A policy loss and what is logged about it (0-dim tensors without gradient, see ``merge_metrics``)."""
+    """A policy loss and what is logged about it (0-dim tensors without gradient)."""
 
     loss: Tensor  # [N, L], 0 outside the mask
     metrics: dict[str, Tensor]
@@ -159,24 +158,6 @@ def token_entropy(logits: Tensor) -> Tensor:
     normaliser = logits.logsumexp(-1)
     probs = (logits - normaliser[..., None]).exp()
     return normaliser - (probs * logits.masked_fill(torch.isneginf(logits), 0.0)).sum(-1)
-
-
-def merge_metrics(parts: Sequence[Mapping[str, Tensor]], tokens: Sequence[int]) -> dict[str, float]:
-    """Metrics of several micro-batches as one: means weighted by masked tokens; ``*_max`` and ``*_min`` as named.
-
-    Args:
-        parts: metrics of each micro-batch, with the same names.
-        tokens: how many tokens of each are masked; micro-batches without any are left out.
-    """
-    counted = [(part, n) for part, n in zip(parts, tokens, strict=True) if n]
-    merged: dict[str, float] = {}
-    for name in counted[0][0] if counted else ():
-        values = [float(part[name]) for part, _ in counted]
-        if name.endswith(("_max", "_min")):
-            merged[name] = max(values) if name.endswith("_max") else min(values)
-        else:
-            merged[name] = sum(v * n for v, (_, n) in zip(values, counted, strict=True)) / sum(n for _, n in counted)
-    return merged
 
 
 def _log_ratio(inputs: LossInputs) -> Tensor:

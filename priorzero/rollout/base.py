@@ -84,7 +84,7 @@ class TextGenerator(Protocol):
         """Write with these weights from now on; they are ``version``.
 
         Args:
-            state: what ``PolicyModule.trainable_state`` returned: every weight, or every adapter weight under LoRA.
+            state: what ``LanguageModule.trainable_state`` returned: every weight, or every adapter weight under LoRA.
             version: the policy version that they are.
 
         Raises:

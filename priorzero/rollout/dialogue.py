@@ -143,7 +143,7 @@ class OneSequence:
 class StepSequences:
     """Each turn a sample of its own, whose prompt shows the last turns as messages of a chat.
 
-    The rows of the samples carry in ``extra`` which turn they are: ``turn`` from 0, and ``turns`` of the dialogue.
+    The rows of the samples carry in ``extra`` which turn they are, ``turn`` from 0.
     """
 
     def __init__(self, row: PromptRow, tokenizer: Any, budget: Budget) -> None:
@@ -198,7 +198,7 @@ class StepSequences:
         prompt, generation, row = self._prompts[turn], self._turns[turn], self._rows[turn]
         start = len(prompt)
         return Dialogue(
-            row=replace(row, extra={**row.extra, "turn": turn, "turns": len(self._turns)}),
+            row=replace(row, extra={**row.extra, "turn": turn}),
             tokens=(*prompt, *generation.tokens),
             written=np.arange(start + len(generation.tokens)) >= start,
             rollout_logprobs=np.concatenate([np.zeros(start, np.float32), generation.logprobs]).astype(np.float32),

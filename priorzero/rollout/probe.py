@@ -181,8 +181,3 @@ class ModelScorer:
         self.model.train(training)
         behind = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
         return behind.gather(-1, torch.tensor(answer, device=device)[:, None])[:, 0].cpu().numpy()
-
-
-def answer_scorer(model: nn.Module) -> ModelScorer:
-    """The trained model as the probe sees it."""
-    return ModelScorer(model)

@@ -297,7 +297,9 @@ def _untouched_random() -> Generator[None]:
     """The global random generators are afterwards what they were before."""
     python, array = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(array)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:  # a call that failed is tried again
+        random.setstate(python)
+        np.random.set_state(array)

@@ -4,6 +4,7 @@ Shape letters, used in every docstring of the project:
 
 =====  ==========================================================
 ``B``  batch: environments in search, windows in training
+``C``  observations that the world model looks at before a search
 ``S``  steps of a training window, unroll and bootstrap together
 ``T``  unroll steps: the steps of a window that are trained
 ``A``  actions of one state, padded

@@ -30,12 +30,15 @@ TREES = ("plain", "triton")
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a simulation runs on. All say the same, up to rounding.
+    """What a simulation runs on; all say the same, up to rounding.
 
     Args:
         network: plain tensor operations (`device_step`); the same through ``torch.compile`` (a minute at the first
             search of each size); or our own Triton kernels between the matrix products (`fused_step`).
         tree: plain tensor operations (`device_tree`), or two Triton kernels (`tree_kernels`).
+
+    Raises:
+        ValueError: an unknown name.
     """
 
     network: str
@@ -47,10 +50,8 @@ class Kernels:
                 f"network must be one of {', '.join(NETWORKS)} and tree one of {', '.join(TREES)}, not {self}"
             )
 
-    @classmethod
-    def usual(cls, compiled: bool) -> Kernels:
-        """What a planner takes unless told otherwise; the Triton kernels are asked for by name (`benchmarks.gpu`)."""
-        return cls("compiled" if compiled else "plain", "plain")
+
+PLAIN = Kernels("plain", "plain")
 
 
 class DeviceEngine:
@@ -60,16 +61,12 @@ class DeviceEngine:
         model: the network, on the device.
         sizes: of a search.
         precision: float32 or bfloat16.
-        compiled: fuse the small operations of a simulation with ``torch.compile``, not with our own kernels.
-        kernels: what a simulation runs on; None: `Kernels.usual`.
+        kernels: what a simulation runs on.
     """
 
-    def __init__(
-        self, model: UniZero, sizes: Sizes, precision: str, compiled: bool, kernels: Kernels | None = None
-    ) -> None:
-        self.model, self.sizes = model, sizes
+    def __init__(self, model: UniZero, sizes: Sizes, precision: str, kernels: Kernels) -> None:
+        self.model, self.sizes, self.kernels = model, sizes, kernels
         self.device = next(model.parameters()).device
-        self.kernels = kernels or Kernels.usual(compiled)
         self.net = FrozenNet(model, precision, self.device, in_place=True)
         self.known = 0  # actions
         empty = torch.zeros(0, model.config.width, dtype=self.net.dtype, device=self.device)

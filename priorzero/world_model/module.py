@@ -68,7 +68,7 @@ class WorldModelModule(lightning.LightningModule):
         if self._recorded is not None and self.trainer.world_size > 1:
             raise ValueError(
                 f"recorded updates run on one device, not on {self.trainer.world_size}, whose gradients would have to "
-                "be averaged: do not record them, or train on one device"
+                "be averaged: set world_model.record=false, or train on one device"
             )
 
     def training_step(self, batch: WorldModelBatch, batch_idx: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from priorzero.types import Context, Expansion, Root
-from priorzero.world_model.device import DeviceEngine
+from priorzero.world_model.device import PLAIN, DeviceEngine, Kernels
 from priorzero.world_model.device_tree import Gumbel, Puct
 from priorzero.world_model.graphs import Sizes
 from priorzero.world_model.host import HostEngine
@@ -22,6 +22,7 @@ from priorzero.world_model.linear import PRECISIONS
 from priorzero.world_model.model import UniZero
 
 TREES = ("auto", "host", "device")
+KERNELS = {"plain": PLAIN, "compiled": Kernels("compiled", "plain"), "triton": Kernels("triton", "triton")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,10 @@ class PlannerOptions:
     device: str
     precision: str  # auto (bfloat16 on a CUDA device, float32 elsewhere), or one of `linear.PRECISIONS`
     tree: str  # one of `TREES`; auto: beside the network on a CUDA device, in the host's memory elsewhere
-    compiled: bool  # fuse the small operations of a simulation with torch.compile
+    kernels: str  # auto (triton on a CUDA device, plain elsewhere), or one of `KERNELS`
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", ("auto", *PRECISIONS)), ("tree", TREES)):
+        for name, known in (("precision", ("auto", *PRECISIONS)), ("tree", TREES), ("kernels", ("auto", *KERNELS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"world_model.planner.{name}={getattr(self, name)}: use one of {', '.join(known)}")
         where = f"on trainer.device={self.device} with world_model.planner.tree={self.tree}"
@@ -61,9 +62,9 @@ class PlannerOptions:
                 f"world_model.planner.precision=bfloat16 cannot be had {where}: use auto, float32 or int8, or a GPU "
                 "(trainer=gpu)"
             )
-        if self.compiled and self.on_host:
+        if self.kernels not in ("auto", "plain") and (self.on_host or (self.kernels == "triton" and not self.cuda)):
             raise ValueError(
-                f"world_model.planner.compiled=true has nothing to compile {where}: set it to false, or use a GPU "
+                f"world_model.planner.kernels={self.kernels} cannot be had {where}: use auto or plain, or a GPU "
                 "(trainer=gpu)"
             )
 
@@ -99,10 +100,10 @@ class Planner:
         config: sizes.
         device: where it runs. On a CUDA device one simulation is one recorded graph.
         precision: see `linear.PRECISIONS`; None: bfloat16 on a CUDA device, float32 elsewhere.
-        compiled: fuse the small operations of a simulation with ``torch.compile``; the first search takes minutes.
+        kernels: what a simulation runs on, see `device.Kernels`; a `Planner` on a CPU has loops of its own.
 
     Raises:
-        ValueError: the network is too short for the search, or the precision or ``compiled`` cannot be had.
+        ValueError: the network is too short for the search, or the precision or the kernels cannot be had.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Planner:
         *,
         device: str = "cpu",
         precision: str | None = None,
-        compiled: bool = False,
+        kernels: Kernels = PLAIN,
     ) -> None:
         longest = 2 * config.context_steps - 1 + 2 * config.simulations
         if model.config.max_positions < longest:
@@ -124,15 +125,15 @@ class Planner:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._sizes = Sizes(config.context_steps, config.simulations, config.top_k)
         precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
-        self._engine = self._make_engine(precision, compiled)
+        self._engine = self._make_engine(precision, kernels)
         self._vectors = torch.zeros(0, model.config.action_width, device=self.device)
         self._embed_actions()
 
-    def _make_engine(self, precision: str, compiled: bool) -> HostEngine | DeviceEngine:
+    def _make_engine(self, precision: str, kernels: Kernels) -> HostEngine | DeviceEngine:
         if self.device.type != "cpu":
-            return DeviceEngine(self.model, self._sizes, precision, compiled)
-        if compiled:
-            raise ValueError("a Planner on a CPU has nothing to compile: take compiled=False, or a DevicePlanner")
+            return DeviceEngine(self.model, self._sizes, precision, kernels)
+        if kernels != PLAIN:
+            raise ValueError(f"a Planner on a CPU has no use for {kernels}: leave them out, or take a DevicePlanner")
         return HostEngine(self.model, self._sizes, precision)
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
@@ -178,8 +179,8 @@ class DevicePlanner(Planner):
 
     _engine: DeviceEngine
 
-    def _make_engine(self, precision: str, compiled: bool) -> DeviceEngine:
-        return DeviceEngine(self.model, self._sizes, precision, compiled)
+    def _make_engine(self, precision: str, kernels: Kernels) -> DeviceEngine:
+        return DeviceEngine(self.model, self._sizes, precision, kernels)
 
     @torch.inference_mode()
     def grow_puct(
@@ -201,4 +202,5 @@ def make_planner(model: UniZero, config: PlannerConfig, options: PlannerOptions)
     """The planner that ``options`` ask for."""
     precision = None if options.precision == "auto" else options.precision
     kind = DevicePlanner if options.device_tree else Planner
-    return kind(model, config, device=options.device, precision=precision, compiled=options.compiled)
+    kernels = ("triton" if options.cuda else "plain") if options.kernels == "auto" else options.kernels
+    return kind(model, config, device=options.device, precision=precision, kernels=KERNELS[kernels])

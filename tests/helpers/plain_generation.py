@@ -5,16 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from priorzero.policy.load import LoraSettings, load_llm
+from priorzero.policy.load import LoraSettings
 from priorzero.rollout.base import Sampling
 
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0, target_modules="all-linear")
-
-
-def load(source="tiny-random", lora=None):
-    return load_llm(
-        source, dtype="float32", device="cpu", attn_implementation="sdpa", lora=lora, gradient_checkpointing=False
-    )
 
 
 def sampling(**changes):

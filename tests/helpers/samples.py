@@ -6,10 +6,11 @@ from functools import partial
 
 import numpy as np
 import torch
+from small_llm import small_llm
 
 from priorzero.policy.experience import ScoredSamples
 from priorzero.policy.language_module import PolicyOptim
-from priorzero.policy.load import causal_lm, load_llm
+from priorzero.policy.load import causal_lm
 from priorzero.policy.token_module import TokenModule, TokenObjective
 from priorzero.rl.token_loss import ppo
 from priorzero.types import Dialogue, Message, PromptRow
@@ -41,21 +42,10 @@ OPTIM = {
 TEMPERATURE = 0.7
 
 
-def tiny(lora=None):
-    return load_llm(
-        "tiny-random",
-        dtype="float32",
-        device="cpu",
-        attn_implementation="sdpa",
-        lora=lora,
-        gradient_checkpointing=False,
-    )
-
-
 def token_module(lora=None, optim=(), **objective) -> TokenModule:
-    critic = tiny() if objective.get("critic") == "own" else None
+    critic = small_llm() if objective.get("critic") == "own" else None
     return TokenModule(
-        tiny(lora),
+        small_llm(lora=lora),
         critic,
         objective=TokenObjective(**{**OBJECTIVE, **objective}),
         optim=PolicyOptim(**{**OPTIM, **dict(optim)}),

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from pathlib import Path
 
 import pytest
-from toy_runs import config
-
-from priorzero.app import cli
-from priorzero.app.train import train
+from toy_runs import config, last_words
 
 PROMPT = {"prompt": "Where to?", "answer": "go east", "valid_actions": ["go east", "wait"], "data_source": "game"}
 ALONE = ["mode=llm", "objective=grpo", "data.advantage=returns"]  # nobody plays: nothing but prompts, answers, updates
@@ -22,16 +18,6 @@ def no_number(answers):
 def nothing(answers):
     return [None] * len(answers)
 """
-
-
-def sentence(cfg, caplog: pytest.LogCaptureFixture) -> str:
-    """The one error line of ``train.py`` with this configuration."""
-    with pytest.raises(SystemExit) as ended:
-        cli._run(train, cfg)
-    assert ended.value.code == 1
-    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
-    assert record.exc_info is None
-    return record.getMessage()
 
 
 def prompts(folder: Path, *lines: object) -> str:
@@ -52,7 +38,7 @@ def prompts(folder: Path, *lines: object) -> str:
 )
 def test_prompts(lines, message, tmp_path: Path, tiny_encoder: Path, caplog):
     cfg = config(tmp_path / "run", tiny_encoder, [*ALONE, prompts(tmp_path, *lines)])
-    assert re.search(message, sentence(cfg, caplog), re.DOTALL)
+    assert re.search(message, last_words(cfg, caplog), re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +56,10 @@ def test_rewards_of_the_user(name, message, tmp_path: Path, tiny_encoder: Path, 
     mine = [f"reward.rewards.custom.path={tmp_path / 'mine.py'}", f"reward.rewards.custom.name={name}"]
     rows = prompts(tmp_path, PROMPT, PROMPT)
     cfg = config(tmp_path / "run", tiny_encoder, [*ALONE, rows, "reward=custom", *mine])
-    assert re.search(message, sentence(cfg, caplog), re.DOTALL)
+    assert re.search(message, last_words(cfg, caplog), re.DOTALL)
 
 
 def test_a_retriever_that_is_down(tmp_path: Path, tiny_encoder: Path, caplog):
     tools = ["prompt=think_answer", "agent=tools", "tool=search", "tool.search.url=http://127.0.0.1:1/retrieve"]
     cfg = config(tmp_path / "run", tiny_encoder, [*ALONE, prompts(tmp_path, PROMPT, PROMPT), *tools])
-    assert re.search(r"127\.0\.0\.1:1/retrieve cannot be reached .* is the service up\?", sentence(cfg, caplog))
+    assert re.search(r"127\.0\.0\.1:1/retrieve cannot be reached .* is the service up\?", last_words(cfg, caplog))

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import config
+from toy_runs import config, last_words
 
 from priorzero.app import cli
-from priorzero.app.train import train
 
 JERICHO = ["env=zork1", "llm=none", "prior=none", "mode=world_model", "collector.policy=wm", "evaluation.policies=[wm]",
            "evaluation.final_policies=[wm]"]  # fmt: skip
-
-
-def sentence(cfg, caplog: pytest.LogCaptureFixture) -> str:
-    """The one error line of ``train.py`` with this configuration."""
-    caplog.clear()
-    with pytest.raises(SystemExit) as ended:
-        cli._run(train, cfg)
-    assert ended.value.code == 1
-    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
-    assert record.exc_info is None
-    return record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +34,7 @@ def sentence(cfg, caplog: pytest.LogCaptureFixture) -> str:
     ],
 )
 def test_a_sentence_says_what_is_wrong(changes, message, tmp_path: Path, tiny_encoder: Path, caplog):
-    found = sentence(config(tmp_path / "run", tiny_encoder, changes), caplog)
+    found = last_words(config(tmp_path / "run", tiny_encoder, changes), caplog)
     assert re.search(message, found, re.DOTALL), found
 
 
@@ -57,14 +44,14 @@ def test_a_sentence_says_what_is_wrong(changes, message, tmp_path: Path, tiny_en
 def test_story_files_that_are_none(content: bytes, message: str, tmp_path: Path, tiny_encoder: Path, caplog):
     story = tmp_path / "game.z5"
     story.write_bytes(content)
-    found = sentence(config(tmp_path / "run", tiny_encoder, [*JERICHO, f"env.story_file={story}"]), caplog)
+    found = last_words(config(tmp_path / "run", tiny_encoder, [*JERICHO, f"env.story_file={story}"]), caplog)
     assert message in found
     assert str(story) in found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(tmp_path: Path, tiny_encoder: Path, caplog):
-    found = sentence(config(tmp_path / "run", tiny_encoder, ["trainer=gpu"]), caplog)
+    found = last_words(config(tmp_path / "run", tiny_encoder, ["trainer=gpu"]), caplog)
     assert "use trainer=cpu" in found
 
 

@@ -12,7 +12,6 @@ import pytest
 from priorzero.envs.babyai import BabyAISpec
 from priorzero.envs.base import FALLBACK_ACTIONS, EnvError, GameSpec
 from priorzero.envs.jericho import JerichoSpec, jericho_games
-from priorzero.envs.stories import StoryError
 from priorzero.envs.textworld import TextWorldSpec
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import Step
@@ -215,42 +214,3 @@ def test_episodes_repeat_with_their_seed(envs: VectorEnv, games_dir: Path):
     assert all(once == again for once, again in runs.values())
     assert runs[0][0] == runs[1][0]  # 0 counts as 1
     assert runs[1][0] != runs[2][0]
-
-
-def test_unsafe_actions_do_not_reach_the_interpreter(envs: VectorEnv, games_dir: Path):
-    spec = story(games_dir, "zork1", valid_actions="none")
-    before = envs.reset([0], [spec], [1])[0]
-    for action in (
-        "a\0b",
-        "\\x",
-        "\\U",
-        "look\nnorth",
-        "\ud800",
-        "öffne",
-        "x" * 300,
-        "save",
-        "script",
-        "quit",
-        "restart",
-    ):
-        (step,) = envs.step([0], [action])
-        assert step.observation.feedback.startswith("[priorzero: the action")
-        assert (step.reward, step.done, step.fault, step.world_hash) == (0, False, "", before.world_hash)
-    (step,) = envs.step([0], [""])
-    assert step.fault == ""
-    assert envs.step([0], ["open mailbox"])[0].observation.feedback == "Opening the small mailbox reveals a leaflet."
-    assert not envs.faults
-
-
-def test_unknown_release_is_refused_by_name(envs: VectorEnv, games_dir: Path, tmp_path: Path):
-    data = bytearray(Path(story(games_dir, "zork1").story).read_bytes())
-    data[-1] ^= 1  # in the padding: header and checksum stay right
-    (tmp_path / "mine.z5").write_bytes(data)
-    (spec,) = jericho_games("mine", [tmp_path], 100).train
-    with pytest.raises(StoryError, match=r"no bindings for .*mine\.z5"):
-        envs.reset([0], [spec], [1])
-    (tmp_path / "mine.z5").write_bytes(data[:5000])
-    with pytest.raises(StoryError, match="cut off"):
-        jericho_games("mine", [tmp_path], 100)
-    with pytest.raises(StoryError, match="cut off"):  # the worker checks again
-        envs.reset([0], [spec], [1])

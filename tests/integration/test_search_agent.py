@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from search_service import needs_retriever, search_service
 from toy_runs import config
 
 from benchmarks.question_set import Room, documents_of, plain_row, questions_of, search_row
@@ -24,22 +23,10 @@ PLAIN = ["agent=plain", "tool=none"]
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    for package in retriever.PACKAGES:
-        pytest.importorskip(package, reason="the extra 'retriever' is not installed")
-    import uvicorn
-
-    from priorzero.rollout.service import create_app
-
+    needs_retriever()
     limits = retriever.Limits(body=100_000, queries=8, query_chars=1000, topk=5, requests=4)
-    app = create_app(retriever.Bm25Index(documents_of("Harper Farm", ROOMS)), limits, topk=1)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/retrieve"
-    server.should_exit = True
-    thread.join()
+    with search_service(retriever.Bm25Index(documents_of("Harper Farm", ROOMS)), limits, topk=1) as address:
+        yield address
 
 
 def prompts(folder: Path, plain: bool) -> str:

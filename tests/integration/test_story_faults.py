@@ -150,6 +150,7 @@ def test_refused_actions_change_nothing(envs: VectorEnv, games_dir: Path, name: 
         assert (step.reward, step.done, step.fault, step.world_hash) == (0, False, "", before.world_hash)
     (step,) = envs.step([0], ["look"])  # no reply is queued
     assert step.observation.feedback == step.observation.look == before.observation.look
+    assert envs.step([0], [""])[0].fault == ""  # not refused: the game answers it
 
 
 def test_blocked_commands_write_no_files(games_dir: Path, tmp_path: Path):

@@ -5,7 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from plain_generation import load, sampling, weights
+from plain_generation import sampling, weights
+from small_llm import small_llm
 
 from priorzero.policy.load import LoraSettings
 from priorzero.rollout.probe import ModelScorer, ProbeConfig, WeightProbe, WeightSyncError
@@ -33,7 +34,7 @@ def pair(request, llm_path):
     """A trained model, and an engine that is to follow it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    trained = load(llm_path, lora=request.param)
+    trained = small_llm(llm_path, lora=request.param)
     trained.model.to(device)
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     engine = VLLMGenerator(llm_path, ENGINE, request.param)

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import LightningModule
+from toy_runs import composed
 
 from priorzero.app import checkpoint
 from priorzero.app.build import build_run
 from priorzero.app.train import _rounds
 from priorzero.types import PolicyBatch, WorldModelBatch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def loss(module: LightningModule, batch: WorldModelBatch | PolicyBatch) -> float:
@@ -33,13 +31,8 @@ def test_two_rounds_lower_both_losses(games_dir: Path, llm_path: Path, encoder_p
         f"env.story_file={games_dir / 'zork1.z5'}",
         "trainer.max_rounds=2",
         "logger=none",
-        f"paths.output_dir={tmp_path / 'runs' / 'a'}",
-        f"paths.log_dir={tmp_path}",
-        f"paths.root={tmp_path}",
     ]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides)
-    (tmp_path / "runs" / "a").mkdir(parents=True)
+    cfg = composed(tmp_path / "runs" / "a", overrides)
     run = build_run(cfg)
     try:
         run.collector.play(2 * cfg.collector.min_env_steps)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from toy_runs import composed
 
 from priorzero.app.build import build_run
 from priorzero.app.train import _rounds
 
-ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = {"parallel": 2, "sequential": 1, "alternating": 2}  # of the language model
 
 
@@ -31,14 +30,8 @@ def test_answers_teach_the_prior(experiment: str, mode: str, games_dir: Path, en
         f"env.story_file={games_dir / 'zork1.z5'}",
         "evaluation.every_n_rounds=100",
         "logger=none",
-        f"paths.output_dir={tmp_path / 'runs' / 'a'}",
-        f"paths.log_dir={tmp_path}",
-        f"paths.root={tmp_path}",
     ]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides)
-    folder = tmp_path / "runs" / "a"
-    folder.mkdir(parents=True)
+    cfg = composed(tmp_path / "runs" / "a", overrides)
     run = build_run(cfg)
     try:
         _rounds(run)
@@ -49,7 +42,7 @@ def test_answers_teach_the_prior(experiment: str, mode: str, games_dir: Path, en
         assert prior is not None
         for name, weight in run.learners["policy"].module.trainable_state().items():
             assert torch.equal(weight, dict(prior.language_model.model.named_parameters())[name])
-        records = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+        records = [json.loads(line) for line in (run.folder / "generations.jsonl").read_text().splitlines()]
         assert {"exact", "search_value", "valid", "invalid", "format"} <= records[0]["parts"].keys()
         assert all(record["right"] in record["prompt"] for record in records)  # one of the valid actions
     finally:

@@ -21,6 +21,7 @@ from priorzero.world_model.planner import DevicePlanner, Planner
         (["world_model.planner.precision=int8"], Planner),
         (["world_model.planner.precision=float32", "world_model.planner.tree=host"], Planner),
         (["world_model.planner.precision=bfloat16", "world_model.planner.tree=device"], DevicePlanner),
+        (["world_model.planner.kernels=compiled", "world_model.planner.tree=device"], DevicePlanner),
     ],
 )
 def test_the_player_plans_as_configured(changes: list[str], kind: type, tmp_path: Path, tiny_encoder: Path):
@@ -28,11 +29,26 @@ def test_the_player_plans_as_configured(changes: list[str], kind: type, tmp_path
     assert type(models.player.planner) is kind
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("changes", "recorded"),
+    [([], True), (["trainer.detect_anomaly=true"], False), (["world_model.record=false"], False)],
+)
+def test_updates_are_recorded_on_a_gpu(changes: list[str], recorded: bool, tmp_path: Path, tiny_encoder: Path):
+    run = build_run(config(tmp_path, tiny_encoder, ["mode=world_model", "llm=none", "trainer=gpu", *changes]))
+    run.close()
+    assert (run.learners["world_model"].module._recorded is not None) == recorded
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["world_model.planner.precision=bfloat16"], r"planner\.precision=bfloat16 cannot be had on .*device=cpu"),
-        (["world_model.planner.compiled=true"], r"planner\.compiled=true has nothing to compile"),
+        (["world_model.planner.kernels=compiled"], r"planner\.kernels=compiled cannot be had on .*device=cpu"),
+        (["world_model.planner.kernels=triton"], r"planner\.kernels=triton cannot be had on .*device=cpu"),
+        (["world_model.planner.kernels=fast"], r"planner\.kernels=fast: use one of auto, plain, compiled, triton"),
+        (["world_model.record=true"], r"world_model\.record=true .*accelerator=cpu .*set it to auto"),
+        (["world_model.record=often"], r"world_model\.record=often: use auto, true or false"),
         (["world_model.planner.precision=half"], r"planner\.precision=half: use one of auto, float32, bfloat16, int8"),
         (["world_model.planner.tree=gpu"], r"planner\.tree=gpu: use one of auto, host, device"),
         (["data.reanalysis_ratio=1.01"], r"data\.reanalysis_ratio=1\.01.*between 0 and 1"),

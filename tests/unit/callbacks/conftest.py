@@ -68,7 +68,7 @@ def make_collector(envs: VectorEnv, player: Player) -> Iterator[Callable[..., Co
         )  # fmt: skip
         actor = Actor(envs, [game or CorridorSpec(4)], player, config)
         replay = Replay(10_000, prioritised=True, alpha=1.0, beta=0.4, gamma=0.9, seed=0)
-        settings = {"kind": kind, "env_steps_per_round": 10, "finish_first": False}
+        settings = {"kind": kind, "env_steps_per_round": 10, "finish_first": False, "plays": True}
         limiter = RateLimiter(ratio, min_size, tolerance)
         made.append(Collector(actor, replay, limiter, Mailbox(), CollectorConfig(**(settings | changes))))
         return made[-1]

@@ -142,6 +142,14 @@ def test_an_unknown_kind(make_collector):
         make_collector("process")
 
 
+def test_nothing_is_played_where_training_needs_no_games(make_collector):
+    for kind in ("inline", "thread"):
+        collector = make_collector(kind, plays=False)
+        collector.on_train_start(TRAINER, MODULE)
+        collector.on_train_epoch_start(TRAINER, MODULE)
+        assert (collector.actor.env_steps, len(collector.replay), collector._thread) == (0, 0, None)
+
+
 def test_what_the_games_counted(make_collector):
     collector = make_collector()
     assert not [name for name in collector.metrics() if name.startswith("valid_actions/")]

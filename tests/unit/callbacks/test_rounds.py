@@ -1,6 +1,5 @@
 import os
 import signal
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -56,21 +55,23 @@ def test_uninstalled_it_leaves_ctrl_c_alone(stop):
     assert not stop.requested
 
 
-def test_a_line_for_every_round(caplog):
+def test_a_line_for_every_round(caplog, monkeypatch):
     actor = SimpleNamespace(env_steps=100, results=[SimpleNamespace(score=1.0), SimpleNamespace(score=2.0)])
     logged: dict[str, float] = {}
     module = SimpleNamespace(log_dict=lambda values, batch_size: logged.update(values))
     report = RoundReport(SimpleNamespace(actor=actor), "world_model", LiveProgress(5))
+    clock = SimpleNamespace(perf_counter=iter([10.0, 12.0, 13.0, 13.5]).__next__)  # start, first batch, last, end
+    monkeypatch.setattr("priorzero.callbacks.rounds.time", clock)
     with caplog.at_level("INFO"):
         report.on_train_epoch_start(trainer(), module)
-        time.sleep(0.2)  # an inline collector plays
-        actor.env_steps = 160
+        actor.env_steps = 160  # an inline collector plays
         report.on_train_batch_start(trainer(), module, None, 0)
-        time.sleep(0.1)
         report.on_train_batch_end(trainer(), module, None, None, 7)
         report.on_train_epoch_end(trainer(), module)
-    assert "world_model round 3 | env_step 160 | return 1.50 | loss 1.500 | updates/s" in caplog.text
-    assert logged["time/play_s"] >= 0.2
-    assert 0.1 <= logged["time/wm_train_s"] < 0.2
-    assert logged["time/wm_updates_per_s"] == pytest.approx(4 / logged["time/wm_train_s"])  # 8 micro-batches
-    assert logged["time/env_steps_per_s"] <= 60 / 0.3
+    assert "world_model round 3 | env_step 160 | return 1.50 | loss 1.500 | updates/s 4.0" in caplog.text
+    assert "| 3.5 s: play 2.0, train 1.0, evaluate 0.5" in caplog.text
+    assert logged == {
+        "time/play_s": 2.0, "time/wm_train_s": 1.0, "time/evaluate_s": 0.5,
+        "time/wm_updates_per_s": 4.0,  # 8 micro-batches
+        "time/env_steps_per_s": 60 / 3.5,
+    }  # fmt: skip

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_llm import small_llm
 
 from priorzero.collect.player import ExploreConfig, Player, RootPriorConfig
 from priorzero.envs.vector import VectorEnv
-from priorzero.policy.load import load_llm
 from priorzero.prior.llm import LLMPrior
 from priorzero.search import SearchConfig
 from priorzero.text.encoder import SentenceEncoder
@@ -40,14 +40,7 @@ def encoder(tiny_encoder: Path) -> SentenceEncoder:
 
 @pytest.fixture(scope="session")
 def prior() -> LLMPrior:
-    llm = load_llm(
-        "tiny-random",
-        dtype="float32",
-        device="cpu",
-        attn_implementation="sdpa",
-        lora=None,
-        gradient_checkpointing=False,
-    )
+    llm = small_llm()
     config = PromptConfig(
         format="plain", history_steps=2, max_tokens=512, show_valid_actions=False, show_rewards=True,
         truncate_observation=True, show=("feedback", "look", "inventory"), system=None,

@@ -2,8 +2,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from plain_generation import load
 from segment_factory import GAMMA, make_segment
+from small_llm import small_llm
 
 from priorzero.data.prompt_source import FixedPrompts, PlayedPrompts, unfit_sources
 from priorzero.data.replay import Replay
@@ -20,7 +20,7 @@ def builder():
         format="plain", history_steps=1, max_tokens=512, show=("feedback", "look", "inventory"), system=None,
         show_valid_actions=True, show_rewards=True, truncate_observation=True,
     )  # fmt: skip
-    return PromptBuilder(load().tokenizer, config)
+    return PromptBuilder(small_llm().tokenizer, config)
 
 
 def played(builder, *segments, newest_steps=100, seed=0, extras=None):

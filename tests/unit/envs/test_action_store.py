@@ -1,4 +1,5 @@
 import logging
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -99,6 +100,19 @@ def test_damage_while_in_use_moves_every_process_to_the_same_new_file(tmp_path: 
     first.put(b"key", ACTIONS, set(), set())
     assert second.get(b"key") == ACTIONS
     assert (first._counts["rebuilt"], second._counts["rebuilt"]) == (1, 0)
+
+
+def test_deleted_folder_is_made_again(tmp_path: Path):
+    folder = tmp_path / "cache"
+    known, kept = Experience(), store(folder)
+    kept.put(b"key", ACTIONS, {1, 2}, set())
+    kept.catch_up(known)
+    kept.close()
+    shutil.rmtree(folder)
+    assert kept.get(b"key") is None
+    kept.put(b"key", ACTIONS, {3}, set())
+    kept.catch_up(known)  # the numbers of the rows begin anew
+    assert known.tried == {1, 2, 3}
 
 
 def test_folder_that_cannot_be_used_is_an_error_with_advice(tmp_path: Path):

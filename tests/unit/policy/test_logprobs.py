@@ -1,7 +1,8 @@
 import pytest
 import torch
+from small_llm import small_llm
 
-from priorzero.policy.load import LoraSettings, load_llm
+from priorzero.policy.load import LoraSettings
 from priorzero.policy.logprobs import CandidateScorer, answer_logprobs
 from priorzero.policy.packing import pack
 
@@ -15,14 +16,7 @@ ANSWERS = [
 
 
 def tiny(attention="sdpa", lora=None, checkpointing=False):
-    return load_llm(
-        "tiny-random",
-        dtype="float32",
-        device="cpu",
-        attn_implementation=attention,
-        lora=lora,
-        gradient_checkpointing=checkpointing,
-    ).model
+    return small_llm(attn_implementation=attention, lora=lora, gradient_checkpointing=checkpointing).model
 
 
 def naive(model, prompts, answers):

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from small_llm import small_llm
 
 from priorzero.policy.experience import Experience, ExperienceConfig, ExperienceMaker, ScoredSamples
 from priorzero.policy.language_module import PolicyOptim
-from priorzero.policy.load import load_llm
 from priorzero.policy.token_module import TokenModule, TokenObjective
 from priorzero.rl.group_advantages import grpo
 from priorzero.rl.token_advantages import AdvantageEstimator
@@ -38,14 +38,7 @@ def dialogue(valid: bool = True) -> Dialogue:
 
 @pytest.fixture(scope="module")
 def module() -> TokenModule:
-    model = load_llm(
-        "tiny-random",
-        dtype="float32",
-        device="cpu",
-        attn_implementation="sdpa",
-        lora=None,
-        gradient_checkpointing=False,
-    )
+    model = small_llm()
     objective = TokenObjective(
         policy_loss=partial(ppo, clip_low=0.2, clip_high=0.2, dual_clip=None),
         aggregation="token-mean",

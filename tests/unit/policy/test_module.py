@@ -1,10 +1,11 @@
 import lightning
 import pytest
 import torch
+from small_llm import small_llm
 from torch.utils.data import DataLoader
 
 from priorzero.policy.language_module import PolicyOptim
-from priorzero.policy.load import LoraSettings, load_llm
+from priorzero.policy.load import LoraSettings
 from priorzero.policy.logprobs import answer_logprobs
 from priorzero.policy.module import PolicyLossConfig, PolicyModule
 from priorzero.policy.packing import pack
@@ -43,20 +44,9 @@ OPTIM = {
 }
 
 
-def tiny(lora=None):
-    return load_llm(
-        "tiny-random",
-        dtype="float32",
-        device="cpu",
-        attn_implementation="sdpa",
-        lora=lora,
-        gradient_checkpointing=False,
-    )
-
-
 def build(lora=LORA, optim=(), **loss):
     return PolicyModule(
-        tiny(lora), loss=PolicyLossConfig(**{**LOSS, **loss}), optim=PolicyOptim(**{**OPTIM, **dict(optim)})
+        small_llm(lora=lora), loss=PolicyLossConfig(**{**LOSS, **loss}), optim=PolicyOptim(**{**OPTIM, **dict(optim)})
     )
 
 
@@ -234,7 +224,7 @@ def test_checkpoint_holds_trainable_weights_and_restores_the_scores(tmp_path, lo
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_prior_takes_the_trained_weights(tmp_path, lora):
-    module, copy = build(lora), tiny(lora)
+    module, copy = build(lora), small_llm(lora=lora)
     trainer(tmp_path, 3).fit(module, loader(batch()))
     config = PromptConfig(
         format="plain",

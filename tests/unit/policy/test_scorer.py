@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from samples import TEMPERATURE, dialogue, plain_logits, plain_logprobs, tiny
+from samples import TEMPERATURE, dialogue, plain_logits, plain_logprobs
+from small_llm import small_llm
 
 from priorzero.policy.packing import pack_samples
 from priorzero.policy.scorer import Critic, TokenScorer
@@ -29,7 +30,7 @@ def batch(*dialogues, mask=None):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny().model
+    return small_llm().model
 
 
 def test_scores_are_those_of_each_sequence_alone(model):
@@ -83,7 +84,7 @@ def test_values_are_of_the_states_before_the_tokens(model):
 
 @pytest.mark.parametrize(("detach", "own"), [(False, False), (True, False), (False, True)])
 def test_who_learns_from_the_value_loss(detach, own):
-    language_model, trunk = tiny(), tiny() if own else None
+    language_model, trunk = small_llm(), small_llm() if own else None
     critic = Critic(64, trunk, detach=detach)
     torch.nn.init.constant_(critic.output.weight, 0.01)
     scorer = TokenScorer(language_model.model, critic, TEMPERATURE)

@@ -6,8 +6,9 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from samples import OBJECTIVE, dialogue, scored, tiny, token_module
+from samples import OBJECTIVE, dialogue, scored, token_module
 from scripted import perturb_given
+from small_llm import small_llm
 from torch.utils.data import DataLoader
 
 from priorzero.policy.experience import ExperienceConfig, ExperienceMaker
@@ -212,7 +213,7 @@ def test_bad_objectives(changes, message):
 def test_a_critic_model_belongs_to_its_critic():
     module = token_module()
     with pytest.raises(ValueError, match="a critic model belongs to critic=own"):
-        TokenModule(tiny(), tiny(), objective=module.objective, optim=module.optim, temperature=1.0)
+        TokenModule(small_llm(), small_llm(), objective=module.objective, optim=module.optim, temperature=1.0)
 
 
 @pytest.mark.parametrize("critic", ["none", "shared", "detached", "own"])
@@ -231,11 +232,11 @@ def test_every_weight_is_in_one_group(critic):
 
 def test_the_writer_gets_the_policy_alone():
     module = token_module(LORA, critic="own")
-    expected = {name for name, p in tiny(LORA).model.named_parameters() if p.requires_grad}
+    expected = {name for name, p in small_llm(lora=LORA).model.named_parameters() if p.requires_grad}
     assert set(module.trainable_state()) == expected
     kept = {"state_dict": {f"scorer.{name}": p for name, p in module.scorer.named_parameters()}}
     module.on_save_checkpoint(kept)
-    assert len(kept["state_dict"]) == 2 + len(expected) + len(list(tiny().model.parameters()))
+    assert len(kept["state_dict"]) == 2 + len(expected) + len(list(small_llm().model.parameters()))
     module.on_load_checkpoint(kept)
     with pytest.raises(RuntimeError, match="the checkpoint does not fit: 2 weights are on one side only"):
         token_module(LORA, critic="none").on_load_checkpoint(

@@ -3,8 +3,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+from small_llm import small_llm
 
-from priorzero.policy.load import LoraSettings, load_llm
+from priorzero.policy.load import LoraSettings
 from priorzero.policy.logprobs import answer_logprobs
 from priorzero.policy.packing import pack
 from priorzero.prior.llm import LLMPrior
@@ -20,14 +21,7 @@ SITUATIONS = [
 
 
 def build(lora=None, **changes):
-    model = load_llm(
-        "tiny-random",
-        dtype="float32",
-        device="cpu",
-        attn_implementation="sdpa",
-        lora=lora,
-        gradient_checkpointing=False,
-    )
+    model = small_llm(lora=lora)
     config = PromptConfig(
         format="plain",
         history_steps=2,

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from small_llm import small_llm
 
-from priorzero.policy.load import load_llm
 from priorzero.policy.logprobs import packed_token_logprobs, per_answer
 from priorzero.policy.packing import pack
 from priorzero.prior.recorded import WIDTH_STEP, RecordedDecoder, _few, rounded
@@ -12,14 +12,7 @@ ANSWERS = [[[20, 21, 22, 2], [20, 21, 2], [30, 2]], [[33, 34, 2]], [[2], [50, 51
 
 
 def load(device="cpu"):
-    return load_llm(
-        "tiny-random",
-        dtype="float32",
-        device=device,
-        attn_implementation="sdpa",
-        lora=None,
-        gradient_checkpointing=False,
-    ).model
+    return small_llm(device=device).model
 
 
 def scores(model, **changes):

@@ -76,7 +76,7 @@ def grader(choice: str, tmp_path: Path) -> Grader:
     return instantiate(whole.reward, rewards=given) if given else instantiate(whole.reward)
 
 
-TOTALS = {"game": 1.2, "fuzzy": 1.7, "search_value": 1.2, "progress": 3.2, "score_delta": 2.2, "judge": 1.7}
+TOTALS = {"game": 1.2, "fuzzy": 1.7, "search_value": 1.7, "progress": 3.2, "score_delta": 2.2, "judge": 1.7}
 
 
 @pytest.mark.parametrize("choice", [name for name in choices("reward") if name != "qa"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from priorzero.rl.group_advantages import dr_grpo, reinforce_pp_baseline
-from priorzero.rl.token_advantages import AdvantageEstimator, AdvantageInputs, index_of, whiten
+from priorzero.rl.token_advantages import AdvantageEstimator, AdvantageInputs, NoExperienceError, index_of, whiten
 
 NAN = torch.nan
 close = torch.testing.assert_close
@@ -32,7 +32,7 @@ def test_whiten_over_ranks_is_whiten_of_all():
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_whiten_needs_two_tokens(kept):
-    with pytest.raises(ValueError, match=f"{kept} trained tokens are too few"):
+    with pytest.raises(NoExperienceError, match=f"{kept} trained tokens are too few"):
         whiten(torch.zeros(3), torch.arange(3) < kept)
 
 

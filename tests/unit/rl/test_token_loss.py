@@ -148,15 +148,6 @@ def test_entropy_by_hand():
     close(logits.grad, torch.zeros(2, 4), atol=1e-6, rtol=0)  # both are as flat as they can be
 
 
-def test_metrics_of_micro_batches_are_merged():
-    parts = [{"a": torch.tensor(1.0), "r_max": torch.tensor(2.0), "r_min": torch.tensor(0.5)} for _ in range(3)]
-    parts[1] = {"a": torch.tensor(4.0), "r_max": torch.tensor(7.0), "r_min": torch.tensor(0.1)}
-    parts[2] = {"a": torch.tensor(NAN), "r_max": torch.tensor(-torch.inf), "r_min": torch.tensor(torch.inf)}
-    merged = tl.merge_metrics(parts, [2, 1, 0])
-    assert merged == {"a": 2.0, "r_max": 7.0, "r_min": pytest.approx(0.1)}
-    assert tl.merge_metrics([], []) == {}
-
-
 LOSSES = [
     partial(tl.ppo, clip_low=0.2, clip_high=0.28, dual_clip=3.0),
     partial(tl.gspo, clip_low=0.1, clip_high=0.1),

@@ -170,7 +170,7 @@ def test_each_step_has_its_own_prompt(tokenizer):
         assert written_runs(step) == [generator.written[turn]]
         assert step.turn_ends == (len(step.tokens) - 1,)
         assert (step.finish, step.valid, step.row.group_id) == ("stop", True, "g")
-        assert step.row.extra == {"turn": turn, "turns": 3}
+        assert step.row.extra == {"turn": turn}
     assert [step.turn_rewards for step in steps] == [(0.25,), (0.25,), (0.0,)]
     assert steps[0].row.state_id == "s"
     assert len({step.row.state_id for step in steps}) == 3

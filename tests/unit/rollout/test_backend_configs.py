@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from plain_generation import load
+from small_llm import small_llm
 
 from priorzero.rollout.base import Sampling
 from priorzero.rollout.probe import ProbeConfig
@@ -32,7 +32,7 @@ def test_every_choice_has_what_all_share(backend):
 
 def test_the_backends_take_their_settings():
     cfg = composed("transformers")
-    generator = RetryingGenerator(TransformersGenerator(load(), **cfg.generator), instantiate(cfg.retry))
+    generator = RetryingGenerator(TransformersGenerator(small_llm(), **cfg.generator), instantiate(cfg.retry))
     assert len(generator.generate([[5]], Sampling(1.0, 1.0, 4, (), None))[0][0].tokens) <= 4
     assert instantiate(composed("vllm").generator.engine) == EngineConfig(
         dtype="float32",

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from plain_generation import LORA, load, weights
+from plain_generation import LORA, weights
+from small_llm import small_llm
 
-from priorzero.policy.load import load_llm
 from priorzero.policy.logprobs import packed_token_logprobs
 from priorzero.policy.packing import pack
 from priorzero.rollout.probe import ModelScorer, ProbeConfig, WeightProbe, WeightSyncError
@@ -30,8 +30,8 @@ def make_probe(tolerance=None):
 
 
 def pair(lora, kind=TransformersGenerator):
-    trained = load(lora=lora)
-    return trained.model, kind(load(lora=lora), max_batch_tokens=1000, seed=0)
+    trained = small_llm(lora=lora)
+    return trained.model, kind(small_llm(lora=lora), max_batch_tokens=1000, seed=0)
 
 
 def update(model, size=0.02):
@@ -67,7 +67,7 @@ def test_one_weight_that_did_not_arrive_is_named():
     generator.load_weights(state, 1)
     with pytest.raises(WeightSyncError, match=r"1 of \d+ weights differ.*'model.norm.weight'"):
         probe.check(generator, ModelScorer(trained), 1)
-    other = load(lora=LORA).model
+    other = small_llm(lora=LORA).model
     with pytest.raises(WeightSyncError, match="not both"):
         probe.check(generator, ModelScorer(other), 1)
 
@@ -96,16 +96,9 @@ def test_a_backend_that_hides_its_weights(lora):
 
 
 def test_bfloat16_has_a_tolerance_of_its_own():
-    coarse = load_llm(
-        "tiny-random",
-        dtype="bfloat16",
-        device="cpu",
-        attn_implementation="sdpa",
-        lora=LORA,
-        gradient_checkpointing=False,
-    )
+    coarse = small_llm(dtype="bfloat16", lora=LORA)
     generator = TransformersGenerator(coarse, max_batch_tokens=1000, seed=0)
-    trained = load(lora=LORA).model
+    trained = small_llm(lora=LORA).model
     update(trained)
     generator.load_weights(weights(trained), 1)
     found = make_probe().check(generator, ModelScorer(trained), 1)

@@ -4,11 +4,11 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from search_service import needs_retriever, search_service
 from segment_factory import make_segment
 
 from priorzero.rollout import retriever
@@ -17,8 +17,7 @@ from priorzero.rollout.retriever import Bm25Index, Limits, RetrieverExtraError, 
 from priorzero.rollout.tools import SearchTool, ToolResult
 from priorzero.rollout.web import ToolError
 
-for package in retriever.PACKAGES:
-    pytest.importorskip(package, reason="the extra 'retriever' is not installed")
+needs_retriever()
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = (
@@ -121,19 +120,8 @@ class Slow(Bm25Index):
 
 @pytest.fixture(scope="module")
 def url():
-    import uvicorn
-
-    from priorzero.rollout.service import create_app
-
-    app = create_app(Slow(DOCUMENTS), LIMITS, topk=2)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/retrieve"
-    server.should_exit = True
-    thread.join()
+    with search_service(Slow(DOCUMENTS), LIMITS, topk=2) as address:
+        yield address
 
 
 def ask(url, body, method="POST", path="/retrieve"):

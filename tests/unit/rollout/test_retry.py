@@ -2,7 +2,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from plain_generation import load, sampling
+from plain_generation import sampling
+from small_llm import small_llm
 
 from priorzero.rollout.retry import RequestFailedError, Retry, RetryConfig, RetryingGenerator
 from priorzero.rollout.transformers_backend import TransformersGenerator
@@ -82,7 +83,7 @@ def test_refusals():
 
 
 def test_a_generator_that_fails_once_is_asked_again():
-    model = load()
+    model = small_llm()
     plain = TransformersGenerator(model, max_batch_tokens=1000, seed=0)
     generator = RetryingGenerator(plain, RetryConfig(**CONFIG))
     want = plain.generate([[5, 6]], sampling())[0][0].tokens

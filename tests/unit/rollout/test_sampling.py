@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_generation import load
+from small_llm import small_llm
 
 from priorzero.rollout.sampling import StopText, draw, end_tokens
 
-tokenizer = load().tokenizer
+tokenizer = small_llm().tokenizer
 LOGITS = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
 
 

@@ -3,7 +3,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from plain_generation import LORA, load, naive, sampling, weights
+from plain_generation import LORA, naive, sampling, weights
+from small_llm import small_llm
 
 from priorzero.policy.logprobs import packed_token_logprobs
 from priorzero.policy.packing import pack
@@ -12,7 +13,7 @@ from priorzero.rollout.transformers_backend import TransformersGenerator
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load()
+    return small_llm()
 
 
 TEXTS = ("open mailbox", "You are in the kitchen. On the table is a brown sack.", "go")
@@ -74,7 +75,7 @@ def test_what_prompts_share_is_computed_once(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [{"stop": ("Hello", ".")}, {"temperature": 0.6, "top_p": 0.9}])
 def test_equals_the_naive_loop_with_the_embedded_model(llm_path, case):
-    model = load(llm_path)
+    model = small_llm(llm_path)
     ask = [[{"role": "user", "content": t}] for t in ("Name a colour.", "What is two plus two? Be brief.")]
     prompts = [model.tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False) for m in ask]
     how = sampling(max_tokens=8, **case)
@@ -102,7 +103,7 @@ def agrees_with_the_trainer(model, prompts, got, temperature):
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_logprobs_are_those_of_the_trainer(lora):
-    model = load(lora=lora)
+    model = small_llm(lora=lora)
     generator = build(model)
     generator.load_weights(weights(model.model, add=0.01), version=1)
     prompts = encode(model)
@@ -153,7 +154,7 @@ def test_seeds(tiny):
 
 
 def test_new_weights_change_what_is_written():
-    model = load(lora=LORA)
+    model = small_llm(lora=LORA)
     generator = build(model)
     before = generator.generate(encode(model), sampling())
     generator.load_weights(weights(model.model, add=0.3), version=7)
@@ -197,7 +198,7 @@ def test_refusals(tiny):
 
 
 def test_broken_weights_are_an_error():
-    model = load()
+    model = small_llm()
     generator = build(model)
     generator.load_weights({n: torch.full_like(w, torch.nan) for n, w in weights(model.model).items()}, version=1)
     with pytest.raises(RuntimeError, match="nan"):
@@ -205,7 +206,7 @@ def test_broken_weights_are_an_error():
 
 
 def test_weights_may_arrive_while_another_thread_writes():
-    model = load(lora=LORA)
+    model = small_llm(lora=LORA)
     generator, prompts = build(model), encode(model)
     state, want, results = weights(model.model), build(model).generate(prompts, sampling()), []
     thread = threading.Thread(target=lambda: results.extend(generator.generate(prompts, sampling()) for _ in range(5)))

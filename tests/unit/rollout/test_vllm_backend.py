@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 import torch
-from plain_generation import LORA, load
+from plain_generation import LORA
+from small_llm import small_llm
 
 from priorzero.policy.load import LoraSettings
 from priorzero.rollout.vllm_backend import EngineConfig, VLLMGenerator
@@ -16,7 +17,7 @@ ENGINE = EngineConfig(
 
 @pytest.fixture
 def folder(tmp_path):
-    model = load()
+    model = small_llm()
     model.model.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
     return tmp_path

@@ -3,8 +3,8 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_llm import small_llm
 
-from priorzero.policy.load import load_llm
 from priorzero.text.prompt import (
     PromptBuilder,
     PromptConfig,
@@ -15,9 +15,7 @@ from priorzero.text.prompt import (
 )
 from priorzero.types import Observation, Situation, Turn
 
-TOKENIZER = load_llm(
-    "tiny-random", dtype="float32", device="cpu", attn_implementation="sdpa", lora=None, gradient_checkpointing=False
-).tokenizer
+TOKENIZER = small_llm().tokenizer
 HALL = Observation("You walk north.", "Hall\nA long hall.", "You carry nothing.")
 TURNS = (
     Turn(Observation("You wake up."), "open door", 0.0),

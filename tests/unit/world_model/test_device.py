@@ -12,7 +12,7 @@ import torch
 
 from priorzero.search import GumbelConfig, SearchConfig, gumbel_search, masked_softmax, search
 from priorzero.types import Context, Root, SearchResult
-from priorzero.world_model.device import DeviceEngine, Kernels
+from priorzero.world_model.device import Kernels
 from priorzero.world_model.graphs import Inlet, Replay, row_bucket
 from priorzero.world_model.model import UniZero
 from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig
@@ -151,15 +151,6 @@ def test_replay_without_a_gpu_runs_the_function() -> None:
     assert (replay(), replay()) == (1, 2)
 
 
-class Kernelled(DevicePlanner):
-    """A planner whose kernels are chosen."""
-
-    kernels = Kernels("triton", "triton")
-
-    def _make_engine(self, precision: str, *_: object) -> DeviceEngine:
-        return DeviceEngine(self.model, self._sizes, precision, False, self.kernels)
-
-
 @pytest.fixture
 def triton_device() -> str:
     """Where kernels run: on the GPU, or on a CPU with ``TRITON_INTERPRET=1 pytest -m gpu``."""
@@ -167,8 +158,8 @@ def triton_device() -> str:
     return "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
 
 
-def like(kind: Kernels) -> type[DevicePlanner]:
-    return type("Like", (Kernelled,), {"kernels": kind})
+def kernelled(model: UniZero, device: str, network: str, tree: str) -> DevicePlanner:
+    return DevicePlanner(model, CONFIG, device=device, precision="float32", kernels=Kernels(network, tree))
 
 
 def test_unknown_kernels_are_refused() -> None:
@@ -182,8 +173,8 @@ def test_unknown_kernels_are_refused() -> None:
 def test_kernels_equal_the_host_tree(
     make_model: Callable[..., UniZero], triton_device: str, config: SearchConfig | GumbelConfig, changes: dict[str, Any]
 ) -> None:
-    kinds = [Kernels("triton", "triton"), Kernels("triton", "plain"), Kernels("plain", "triton")]
-    planners = [like(k)(make_model(**changes), CONFIG, device=triton_device, precision="float32") for k in kinds]
+    kinds = [("triton", "triton"), ("triton", "plain"), ("plain", "triton")]
+    planners = [kernelled(make_model(**changes), triton_device, *kind) for kind in kinds]
     planners = [Planner(make_model(**changes), CONFIG), *planners]
     for planner in planners:
         planner.set_actions(vectors())
@@ -195,10 +186,7 @@ def test_kernels_equal_the_host_tree(
 
 @pytest.mark.gpu
 def test_a_fused_step_equals_the_plain_one(make_model: Callable[..., UniZero], triton_device: str) -> None:
-    planners = [
-        like(Kernels(network, "plain"))(make_model(), CONFIG, device=triton_device, precision="float32")
-        for network in ("plain", "triton")
-    ]
+    planners = [kernelled(make_model(), triton_device, network, "plain") for network in ("plain", "triton")]
     context, actions, known = decisions(4, 0)
     known[1, 5:] = False  # fewer than are asked for
     for planner in planners:
@@ -216,7 +204,7 @@ def test_a_fused_step_equals_the_plain_one(make_model: Callable[..., UniZero], t
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, which runs Triton on a CPU
 def test_kernels_notice_what_is_not_finite(make_model: Callable[..., UniZero], triton_device: str) -> None:
-    planner = Kernelled(make_model(), CONFIG, device=triton_device, precision="float32")
+    planner = kernelled(make_model(), triton_device, "triton", "triton")
     planner.set_actions(vectors())
     context, actions, known = decisions(3, 0)
     said = planner.root(context, actions, known)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from priorzero.types import Context, Expansion
+from priorzero.world_model.device import PLAIN, Kernels
 from priorzero.world_model.model import UniZero, interleave
 from priorzero.world_model.planner import (
+    KERNELS,
     DevicePlanner,
     Planner,
     PlannerConfig,
@@ -233,13 +235,14 @@ def test_bfloat16_is_refused_on_a_cpu(make_model: Callable[..., UniZero]) -> Non
         Planner(make_model(), CONFIG, precision="bfloat16")
 
 
-def test_a_planner_on_a_cpu_has_nothing_to_compile(make_model: Callable[..., UniZero]) -> None:
-    with pytest.raises(ValueError, match="nothing to compile: take compiled=False, or a DevicePlanner"):
-        Planner(make_model(), CONFIG, compiled=True)
+@pytest.mark.parametrize("name", ["compiled", "triton"])
+def test_a_planner_on_a_cpu_takes_no_kernels(name: str, make_model: Callable[..., UniZero]) -> None:
+    with pytest.raises(ValueError, match=f"no use for .*network='{name}'.*: leave them out, or take a DevicePlanner"):
+        Planner(make_model(), CONFIG, kernels=KERNELS[name])
 
 
 def options(**changes) -> PlannerOptions:
-    return PlannerOptions(**({"device": "cpu", "precision": "auto", "tree": "auto", "compiled": False} | changes))
+    return PlannerOptions(**({"device": "cpu", "precision": "auto", "tree": "auto", "kernels": "auto"} | changes))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +260,15 @@ def test_options_choose_the_planner(changes, kind, dtype, make_model: Callable[.
     assert planner._engine.net.dtype == dtype
 
 
+def test_options_choose_the_kernels(make_model: Callable[..., UniZero]) -> None:
+    for name in ("plain", "compiled"):  # nothing is compiled before the first search
+        planner = make_planner(make_model(), CONFIG, options(tree="device", kernels=name))
+        assert planner._engine.kernels == Kernels(name, "plain")
+    assert make_planner(make_model(), CONFIG, options(tree="device", kernels="auto"))._engine.kernels == PLAIN
+    assert options(device="cuda", kernels="triton").kernels == "triton"  # allowed, and what it stands for:
+    assert KERNELS["triton"] == Kernels("triton", "triton")
+
+
 @pytest.mark.parametrize(
     ("device", "tree", "beside"),
     [("cpu", "auto", False), ("cpu", "device", True), ("cuda", "auto", True), ("cuda:1", "host", False)],
@@ -271,7 +283,10 @@ def test_trees_lie_beside_the_network_on_a_gpu(device: str, tree: str, beside: b
         ({"precision": "int8", "device": "cuda"}, "precision=int8 cannot be had on trainer.device=cuda.*needs a CPU"),
         ({"precision": "int8", "tree": "device"}, "precision=int8 cannot be had .*planner.tree=device: it"),
         ({"precision": "bfloat16"}, "precision=bfloat16 cannot be had .*use auto, float32 or int8, or a GPU"),
-        ({"compiled": True}, "compiled=true has nothing to compile .*set it to false"),
+        ({"kernels": "compiled"}, "kernels=compiled cannot be had on trainer.device=cpu .*use auto or plain, or a GPU"),
+        ({"kernels": "triton"}, "kernels=triton cannot be had on trainer.device=cpu .*use auto or plain, or a GPU"),
+        ({"kernels": "triton", "tree": "device"}, "kernels=triton cannot be had .*planner.tree=device: use auto"),
+        ({"kernels": "cuda", "device": "cuda"}, "planner.kernels=cuda: use one of auto, plain, compiled, triton"),
         ({"precision": "float64"}, "planner.precision=float64: use one of auto, float32, bfloat16, int8"),
         ({"tree": "disk"}, "planner.tree=disk: use one of auto, host, device"),
     ],

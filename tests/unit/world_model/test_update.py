@@ -31,7 +31,8 @@ def gradients(module: WorldModelModule, losses: Losses) -> list[torch.Tensor]:
 
 
 def assert_same(module: WorldModelModule, recorded: RecordedLosses, batch: WorldModelBatch) -> None:
-    plain, other = module.compute_losses(batch), recorded(batch)
+    other = recorded(batch)
+    plain = module.compute_losses(batch)  # after: its graph must not be alive when the other is recorded
     torch.testing.assert_close(other.total, plain.total)
     torch.testing.assert_close(other.parts, plain.parts)
     torch.testing.assert_close(other.td_error, plain.td_error)
