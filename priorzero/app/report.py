@@ -1,4 +1,4 @@
-"""What a run leaves for people: the final table and the learning curves; and how runs compare."""
+"""What a run leaves for people: the final table and the learning curves."""
 
 from __future__ import annotations
 
@@ -84,53 +84,3 @@ def plot(evaluations: Path, picture: Path, title: str) -> None:
 def steps_to_reach(points: Iterable[tuple[int, float, float, float]], fraction: float) -> int | None:
     """The first evaluated environment step from which the mean score is at least ``fraction`` of the maximum."""
     return next((step for step, mean, *_ in points if mean >= fraction), None)
-
-
-def own_curves(folder: Path) -> dict[str, dict[int, list[tuple[int, float, float, float]]]]:
-    """Name -> seed -> curve of the policy that the run collects with, of all runs below ``folder``.
-
-    Raises:
-        FileNotFoundError: no run below the folder has evaluations.
-    """
-    import yaml
-
-    curves: dict[str, dict[int, list[tuple[int, float, float, float]]]] = defaultdict(dict)
-    for file in sorted(folder.rglob("evaluations.jsonl")):
-        config = yaml.safe_load((file.parent / ".hydra" / "config.yaml").read_text())
-        curves[config["name"]][config["seed"]] = read_curves(file)[config["collector"]["policy"]]
-    if not curves:
-        raise FileNotFoundError(f"there is no evaluations.jsonl below {folder}: name the folder of a sweep or of runs")
-    return curves
-
-
-def compare(folder: Path, fraction: float) -> str:
-    """A Markdown table of the runs below ``folder``: environment steps until a run's own policy scores ``fraction``."""
-    lines = [f"| run | environment steps to {fraction:.0%} of the maximum, by seed | mean |", "|---|---|---|"]
-    for name, seeds in sorted(own_curves(folder).items()):
-        steps = [steps_to_reach(seeds[seed], fraction) for seed in sorted(seeds)]
-        known = [n for n in steps if n is not None]
-        mean = f"{sum(known) / len(known):.0f}" if len(known) == len(steps) else "not reached by all"
-        lines.append(f"| {name} | {', '.join('never' if n is None else str(n) for n in steps)} | {mean} |")
-    return "\n".join(lines)
-
-
-def plot_runs(folder: Path, picture: Path, env_steps: int | None) -> None:
-    """One thin line a run and a thick mean for each name, up to ``env_steps``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    for i, (name, seeds) in enumerate(sorted(own_curves(folder).items())):
-        curves = [[p for p in points if env_steps is None or p[0] <= env_steps] for points in seeds.values()]
-        for points in curves:
-            axis.plot([p[0] for p in points], [p[1] for p in points], color=f"C{i}", alpha=0.3, linewidth=1)
-        common = sorted(set.intersection(*({p[0] for p in points} for points in curves)))
-        means = [sum(dict((p[0], p[1]) for p in points)[step] for points in curves) / len(curves) for step in common]
-        axis.plot(common, means, color=f"C{i}", linewidth=2.5, label=f"{name}, mean of {len(curves)} seeds")
-    axis.set(xlabel="environment steps", ylabel="score / maximum", ylim=(-0.03, 1.03))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(picture, dpi=90)
-    pyplot.close(figure)
