@@ -156,6 +156,7 @@ def build_collector(
         history_steps=history_steps(cfg),
         gamma=cfg.gamma,
         seed=cfg.seed,
+        novelty=instantiate(cfg.collector.novelty),
     )
     actor = Actor(build_envs(cfg, config.num_envs), games.train, player, config)
     kind = CollectorConfig(

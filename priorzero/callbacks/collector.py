@@ -137,6 +137,7 @@ class Collector(lightning.Callback):
             "collect/world_model_version": float(actor.versions[0]),
             "collect/policy_version": float(actor.versions[1]),
             "collect/vocabulary": float(len(player.vocabulary)),
+            "collect/states": float(len(actor.novelty)),
             "replay/steps": float(len(self.replay)),
             "replay/reanalysed": float(self.replay.reanalysed),
             "text/encoder_hit_rate": player.encoder.hit_rate,

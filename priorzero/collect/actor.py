@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state
+from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
 from priorzero.envs.vector import VectorEnv
@@ -43,6 +44,7 @@ class CollectConfig:
     history_steps: int  # past turns that segments keep for prompts
     gamma: float  # of the returns
     seed: int
+    novelty: NoveltyConfig
 
     def __post_init__(self) -> None:
         if not 1 <= self.groups <= self.num_envs:
@@ -67,6 +69,7 @@ class Actor:
 
     def __init__(self, envs: VectorEnv, games: Sequence[GameSpec], player: Player, config: CollectConfig) -> None:
         self.envs, self.games, self.player, self.config = envs, list(games), player, config
+        self.novelty = Novelty(config.novelty)
         self.versions = (0, 0)
         self.env_steps = 0
         self.started = 0  # episodes
@@ -142,10 +145,13 @@ class Actor:
         with self._clock("env"):
             steps = self.envs.receive([s.slot for s in starts])
         vectors = self.player.encode([step.observation for step in steps])
-        return [
+        episodes = [
             Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps)
             for s, step, vector in zip(starts, steps, vectors, strict=True)
         ]
+        for episode in episodes:
+            self.novelty.mark(episode.step, episode.seen)
+        return episodes
 
     def _send(self, slots: Sequence[int], decisions: Sequence[Decision]) -> None:
         valid = [self._episodes[slot].step.valid_actions for slot in slots]
@@ -153,16 +159,22 @@ class Actor:
             self.envs.send(slots, [actions[d.index] for actions, d in zip(valid, decisions, strict=True)])
         self._sent.update(zip(slots, decisions, strict=True))
 
-    def _receive(self, slots: Sequence[int]) -> None:
+    def _receive(self, slots: Sequence[int], bonuses: Sequence[float] | None = None) -> None:
+        """Take in the answers; with their bonuses where they were played before."""
         if not slots:
             return
         with self._clock("env"):
             steps = self.envs.receive(slots)
         vectors = self.player.encode([step.observation for step in steps])
-        for slot, step, vector in zip(slots, steps, vectors, strict=True):
+        for i, (slot, step, vector) in enumerate(zip(slots, steps, vectors, strict=True)):
             episode, decision = self._episodes[slot], self._sent.pop(slot)
-            action = episode.step.valid_actions[decision.index]
-            episode.advance(decision, int(self.player.vocabulary.add(episode.step.game, [action])[0]), step, vector)
+            action = int(self.player.vocabulary.add(episode.step.game, [episode.step.valid_actions[decision.index]])[0])
+            if bonuses is None:
+                bonus = self.novelty.visit(step, episode.seen)
+            else:
+                self.novelty.mark(step, episode.seen)
+                bonus = bonuses[i]
+            episode.advance(decision, action, step, vector, bonus)
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Generator[None]:
@@ -186,6 +198,7 @@ class Actor:
             "groups": len(self._groups),
             "turn": self._turn,
             "sent": {slot: decision_state(decision) for slot, decision in self._sent.items()},
+            "novelty": self.novelty.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,6 +212,7 @@ class Actor:
         self.envs.faults.update(state["faults"])
         self.envs.counts.update(state["counts"])
         self.player.rng.bit_generator.state = state["rng"]
+        self.novelty.load_state_dict(state["novelty"])
         saved = state["episodes"]
         if len(saved) not in (0, self.config.num_envs):
             log.warning(
@@ -229,7 +243,7 @@ class Actor:
         for t in range(max(len(s["actions"]) for s in saved)):
             running = [i for i in slots if t < len(saved[i]["actions"])]
             self._send(running, [self._past_decision(self._episodes[i], saved[i], t) for i in running])
-            self._receive(running)
+            self._receive(running, [_past_bonus(saved[i], t) for i in running])
             for i in running:
                 if t + 1 == saved[i]["start"]:
                     self._cut(self._episodes[i])
@@ -254,3 +268,8 @@ class Actor:
         if t >= saved["start"]:
             return decision_from_state(saved["decisions"][t - saved["start"]])
         return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)
+
+
+def _past_bonus(saved: dict[str, Any], t: int) -> float:
+    """Of step ``t``; 0 where the step is in a segment already."""
+    return saved["bonuses"][t - saved["start"]] if t >= saved["start"] else 0.0

@@ -40,7 +40,9 @@ class Episode:
     action_ids: list[int] = field(default_factory=list)
     valid: list[tuple[str, ...]] = field(default_factory=list)  # since the last cut, as are the following
     decisions: list[Decision] = field(default_factory=list)
+    bonuses: list[float] = field(default_factory=list)
     start: int = 0
+    seen: set[int] = field(default_factory=set)  # states of the whole episode, see `Novelty`
 
     @property
     def actions(self) -> list[str]:
@@ -57,20 +59,29 @@ class Episode:
         recent = self.turns[-self.history_steps :] if self.history_steps else []
         return Situation(self.step.observation, self.step.valid_actions, tuple(recent), self.step.goal)
 
-    def advance(self, decision: Decision, action_id: int, step: Step, vector: np.ndarray) -> None:
-        """Take the decision; ``step`` is the environment's answer and ``vector`` [O] its encoded observation."""
+    def advance(self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, bonus: float = 0.0) -> None:
+        """Take the decision.
+
+        Args:
+            decision: what was chosen.
+            action_id: of the chosen action in the vocabulary.
+            step: the environment's answer.
+            vector: [O], its encoded observation.
+            bonus: points that segments add to the reward of the step.
+        """
         action = self.step.valid_actions[decision.index]
         self.turns.append(Turn(self.step.observation, action, step.reward))
         self.vectors.append(self.vector)
         self.action_ids.append(action_id)
         self.valid.append(self.step.valid_actions)
         self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None))
+        self.bonuses.append(bonus)
         self.step, self.vector = step, vector
 
     def cut(self, *, gamma: float, world_model_version: int, policy_version: int) -> Segment:
         """The steps since the last cut as a segment; the next one starts here."""
         turns = self.turns[self.start :]
-        rewards = np.array([turn.reward for turn in turns], np.float32)
+        rewards = np.array([turn.reward for turn in turns], np.float32) + np.array(self.bonuses, np.float32)
         segment = Segment(
             game=self.step.game,
             goal=self.step.goal,
@@ -92,7 +103,7 @@ class Episode:
             returns=discounted_returns(rewards, gamma) if self.step.done else None,
         )
         self.start = len(self.turns)
-        self.valid, self.decisions = [], []
+        self.valid, self.decisions, self.bonuses = [], [], []
         return segment
 
     def result(self, policy: str) -> EpisodeResult:
@@ -112,6 +123,7 @@ class Episode:
             "actions": self.actions,
             "feedback": self.step.observation.feedback,
             "decisions": [decision_state(decision) for decision in self.decisions],
+            "bonuses": list(self.bonuses),
         }
 
 

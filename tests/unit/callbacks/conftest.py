@@ -12,6 +12,7 @@ from toy_games import CorridorSpec
 from priorzero.callbacks.collector import Collector, CollectorConfig
 from priorzero.callbacks.weights import Mailbox
 from priorzero.collect.actor import Actor, CollectConfig
+from priorzero.collect.novelty import NoveltyConfig
 from priorzero.collect.player import ExploreConfig, Player, RootPriorConfig
 from priorzero.data.limiter import RateLimiter
 from priorzero.data.replay import Replay
@@ -64,7 +65,8 @@ def make_collector(envs: VectorEnv, player: Player) -> Iterator[Callable[..., Co
         **changes,
     ) -> Collector:
         config = CollectConfig(
-            num_envs=2, groups=1, policy="random", segment_steps=4, history_steps=0, gamma=0.9, seed=0
+            num_envs=2, groups=1, policy="random", segment_steps=4, history_steps=0, gamma=0.9, seed=0,
+            novelty=NoveltyConfig(weight=0.0, of=("look",)),
         )  # fmt: skip
         actor = Actor(envs, [game or CorridorSpec(4)], player, config)
         replay = Replay(10_000, prioritised=True, alpha=1.0, beta=0.4, gamma=0.9, seed=0)

@@ -13,15 +13,17 @@ import torch
 from toy_games import CorridorSpec
 
 from priorzero.collect.actor import Actor, CollectConfig
+from priorzero.collect.novelty import NoveltyConfig
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment
 
+NONE, NEW = (NoveltyConfig(weight=weight, of=("look",)) for weight in (0.0, 0.5))
 GAMES = (CorridorSpec(3), CorridorSpec(4))
 
 
 def collect_config(**changes) -> CollectConfig:
     settings = {"num_envs": 2, "groups": 1, "policy": "random", "segment_steps": 3}
-    return CollectConfig(**(settings | {"history_steps": 2, "gamma": 0.9, "seed": 0} | changes))
+    return CollectConfig(**(settings | {"history_steps": 2, "gamma": 0.9, "seed": 0, "novelty": NONE} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,25 @@ def test_every_step_is_in_exactly_one_segment(policy, groups, steps, envs, make_
     actor = Actor(envs, GAMES, make_player(), collect_config(policy=policy, groups=groups))
     check_segments(actor, [segment for _ in range(40) for segment in actor.tick()])
     assert actor.env_steps == steps
+
+
+def test_new_states_are_rewarded_once_an_episode(envs, make_player):
+    plain, curious = (
+        Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, novelty=novelty)) for novelty in (NONE, NEW)
+    )
+    segments = [[segment for _ in range(40) for segment in actor.tick()] for actor in (plain, curious)]
+    extra = [b.rewards - a.rewards for a, b in zip(*segments, strict=True)]
+    paid = defaultdict(list)
+    for segment, bonus in zip(segments[1], extra, strict=True):
+        looks = [observation.look for observation in segment.observations]
+        for t, value in enumerate(bonus):
+            assert (value > 0) == (looks[t + 1] not in looks[: t + 1])
+            if value:
+                paid[looks[t + 1]].append((0.5 / value) ** 2)  # the how manieth time
+    assert 4 <= len(paid) <= len(curious.novelty) <= 7  # rooms: 3 and 4
+    for times in paid.values():  # episodes that go on at the same time, or still do, share the counting
+        np.testing.assert_allclose(times, np.round(times), rtol=1e-5)
+        assert len(set(np.round(times))) == len(times) >= max(times) - 2
 
 
 def check_segments(actor: Actor, segments: list[Segment]) -> None:
@@ -102,15 +123,15 @@ def test_segments_carry_the_versions_that_played(envs, make_player):
 @pytest.mark.parametrize("ticks", [0, 1, 4, 11])
 def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
-    player = make_player()
-    actor = Actor(envs, GAMES, player, collect_config(policy=policy, groups=groups))
+    player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=NEW)
+    actor = Actor(envs, GAMES, player, config)
     for _ in range(ticks):
         actor.tick()
     state, vocabulary = saved(actor.state_dict()), player.vocabulary.state_dict()
     expected = [segment for _ in range(10) for segment in actor.tick()]
     other = make_player(seed=1)
     other.vocabulary.load_state_dict(vocabulary)
-    resumed = Actor(envs, GAMES, other, collect_config(policy=policy, groups=groups))
+    resumed = Actor(envs, GAMES, other, config)
     resumed.load_state_dict(state)
     found = [segment for _ in range(10) for segment in resumed.tick()]
     assert len(found) == len(expected)
