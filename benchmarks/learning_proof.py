@@ -2,6 +2,7 @@
 
 python -m benchmarks.learning_proof --minutes 30                    5 runs x 3 seeds, one after the other
 python -m benchmarks.learning_proof --minutes 30 --parallel 4       four at once, each on two cores of its own
+python -m benchmarks.learning_proof --minutes 5 --parallel 15 --cores 0 trainer=gpu    all at once on one GPU
 python -m benchmarks.learning_proof --only search --seeds 0         one of them
 python -m benchmarks.learning_proof --report                        the table and the curves of what there is
 
@@ -48,6 +49,7 @@ class Conditions:
     minutes: float
     overrides: Sequence[str]
     stop: threading.Event
+    cores: int  # of a run; 0: all runs share all of them
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -108,7 +110,7 @@ def _end(log: Path) -> str:
 def run_all(jobs: Sequence[Job], parallel: int, conditions: Conditions) -> list[str]:
     """Run them, ``parallel`` at once; returns what went wrong."""
     slots: SimpleQueue[tuple[int, ...]] = SimpleQueue()
-    for cores in core_sets(sorted(os.sched_getaffinity(0)), parallel):
+    for cores in core_sets(sorted(os.sched_getaffinity(0)), parallel, conditions.cores):
         slots.put(cores)
 
     def in_slot(job: Job) -> None:
@@ -129,13 +131,17 @@ def run_all(jobs: Sequence[Job], parallel: int, conditions: Conditions) -> list[
     return [str(error) for future in futures if (error := future.exception()) is not None]
 
 
-def core_sets(cores: Sequence[int], parallel: int) -> list[tuple[int, ...]]:
-    """Two cores for each of the runs that go on at once; an empty set where there is nothing to choose from."""
-    if parallel > 1 and len(cores) < CORES * parallel:
-        raise SystemExit(f"--parallel {parallel} needs {CORES * parallel} cores, and there are {len(cores)}")
-    if len(cores) <= CORES:
+def core_sets(cores: Sequence[int], parallel: int, each: int) -> list[tuple[int, ...]]:
+    """``each`` cores for each of the runs that go on at once; an empty set where there is nothing to choose from."""
+    if not each:
+        return [()] * parallel
+    if parallel > 1 and len(cores) < each * parallel:
+        raise SystemExit(
+            f"--parallel {parallel} needs {each * parallel} cores, and there are {len(cores)}; --cores 0: share them"
+        )
+    if len(cores) <= each:
         return [()]
-    return [tuple(cores[i * CORES : (i + 1) * CORES]) for i in range(parallel)]
+    return [tuple(cores[i * each : (i + 1) * each]) for i in range(parallel)]
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -179,6 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("logs/learning_proof"))
     parser.add_argument("--minutes", type=float, default=30, help="of a run's training (default %(default)s)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at once (default %(default)s)")
+    parser.add_argument("--cores", type=int, default=CORES, help="of a run; 0: share all (default %(default)s)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default=",".join(RUNS), help="runs, with commas (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing")
@@ -194,9 +201,9 @@ def main() -> None:
         prepare(out / "data")
         with retriever(out / "data" / "questions" / "corpus.jsonl") as url:
             places = Places(out / "data", url)
-            problems = run_all(
-                jobs, settings.parallel, Conditions(places, settings.minutes, settings.overrides, threading.Event())
-            )
+            stop = threading.Event()
+            conditions = Conditions(places, settings.minutes, settings.overrides, stop, settings.cores)
+            problems = run_all(jobs, settings.parallel, conditions)
     print(report(jobs, out))
     if problems:
         raise SystemExit("\n".join(problems))

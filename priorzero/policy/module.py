@@ -14,6 +14,7 @@ from priorzero.policy.logprobs import CandidateScorer
 from priorzero.rl import policy_loss
 from priorzero.rl.kl import kl_estimate
 from priorzero.types import PackedPrompts, PolicyBatch
+from priorzero.utils.cuda_graphs import random_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class PolicyModule(LanguageModule):
             RuntimeError: the loss is not finite.
         """
         reference = self._reference(batch.prompts) if self.loss.kl_weight else None
-        sums, counts = self.scorer(batch.prompts)
+        with random_numbers():  # of dropout
+            sums, counts = self.scorer(batch.prompts)
         policy = self._policy(sums, counts)
         terms = self._terms(batch, sums, counts, policy, reference)
         means = {name: policy_loss.weighted_mean(values, batch.weight) for name, values in terms.items()}

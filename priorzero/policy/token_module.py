@@ -17,6 +17,7 @@ from priorzero.rl.aggregation import AggregationMode, UpdateSize, aggregate, che
 from priorzero.rl.kl import KLKind, token_kl
 from priorzero.rl.token_loss import LossInputs, TokenLoss, rollout_weight, value_loss
 from priorzero.types import TokenBatch
+from priorzero.utils.cuda_graphs import random_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,8 @@ class TokenModule(LanguageModule):
             ValueError: the samples lack what the objective needs.
         """
         entropy_gradient = self.objective.entropy_weight != 0
-        scores: TokenScores = self.scorer(batch, entropy=True, entropy_gradient=entropy_gradient)
+        with random_numbers():  # of dropout
+            scores: TokenScores = self.scorer(batch, entropy=True, entropy_gradient=entropy_gradient)
         size = UpdateSize(tokens=batch.tokens, sequences=batch.sequences, world_size=self.trainer.world_size)
         terms, metrics = self._terms(batch, scores)
         weights = {

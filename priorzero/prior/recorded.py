@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from priorzero.policy.logprobs import packed_hidden
 from priorzero.policy.packing import padded
 from priorzero.types import PackedPrompts
+from priorzero.utils.cuda_graphs import recording, replay
 
 WIDTH_STEP = 64  # rows are padded to multiples of it
 KEPT = 64  # recordings; the least recently used one is dropped
@@ -61,15 +62,14 @@ class _Recording:
                 packed_hidden(model, inputs)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # other threads may train on the device at the same time: only this one is held to the rules of recording
-            with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+            with recording(graph, memory):
                 hidden = packed_hidden(model, inputs)
         return _Recording(inputs, graph, hidden)
 
     def run(self, packed: PackedPrompts) -> Tensor:
         for name in ("tokens", "position", "end"):
             getattr(self.inputs, name).copy_(getattr(packed, name))
-        self.graph.replay()
+        replay(self.graph)
         return self.hidden
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from priorzero.rollout.corpus import CorpusError, Document, read_corpus
+from priorzero.utils.launch import default_environment
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +54,17 @@ class Bm25Index:
 
     def __init__(self, documents: Sequence[Document]) -> None:
         check_packages(("bm25s",))
-        import bm25s
-
         self.documents = tuple(documents)
         words = self._words([document.contents for document in documents])
         if not any(words):
             raise CorpusError("no document of the corpus has a word to search for (stop words do not count)")
-        self._bm25 = bm25s.BM25()
+        self._bm25 = _bm25s().BM25()
         self._bm25.index(words, show_progress=False)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Found]]:
         """The best ``topk`` documents of each query, best first; those without any word of the query are left out."""
         words, k = self._words(queries), min(topk, len(self.documents))
-        found = self._bm25.retrieve(words, k=k, show_progress=False)
+        found = self._bm25.retrieve(words, k=k, show_progress=False, backend_selection="numpy")
         return [
             [Found(self.documents[i], float(s)) for i, s in zip(numbers, scores, strict=True) if asked and s > 0]
             for asked, numbers, scores in zip(words, found.documents.tolist(), found.scores.tolist(), strict=True)
@@ -73,10 +72,15 @@ class Bm25Index:
 
     @staticmethod
     def _words(texts: Sequence[str]) -> list[list[str]]:
-        import bm25s
-
-        words: Any = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+        words: Any = _bm25s().tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
         return words
+
+
+def _bm25s() -> Any:
+    default_environment(JAX_PLATFORMS="cpu")  # bm25s imports JAX where it is, which takes three quarters of a GPU
+    import bm25s
+
+    return bm25s
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from priorzero.utils.cuda_graphs import random_numbers, recording, replay
+
 T = TypeVar("T")
 WARM_UPS = 3
 
@@ -54,22 +56,21 @@ class Replay(Generic[T]):
     def _record(self, reset: Callable[[], None]) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), random_numbers():
             for _ in range(WARM_UPS):
                 reset()
                 self._function()
             reset()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # other threads may train on the device at the same time: only this one is held to the rules of recording
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with recording(self._graph):
             self._out = self._function()
 
     def __call__(self) -> T:
         """Replays, or runs the function."""
         if self._graph is None:
             return self._function()
-        self._graph.replay()
+        replay(self._graph)
         return self._out
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from priorzero.rl.returns import td_targets
 from priorzero.types import WorldModelBatch
+from priorzero.utils.cuda_graphs import random_numbers
 from priorzero.world_model.loss import LossWeights, Predictions, Targets, world_model_loss
 from priorzero.world_model.model import UniZero
 from priorzero.world_model.update import FiniteLoss, Losses, RecordedLosses
@@ -72,7 +73,11 @@ class WorldModelModule(lightning.LightningModule):
             )
 
     def training_step(self, batch: WorldModelBatch, batch_idx: int) -> dict[str, Tensor]:
-        losses = self.compute_losses(batch) if self._recorded is None else self._recorded(batch)
+        if self._recorded is None:
+            with random_numbers():  # of dropout
+                losses = self.compute_losses(batch)
+        else:
+            losses = self._recorded(batch)
         self._finite.see(losses, self.global_step)
         self.log("wm/loss", losses.total.detach(), prog_bar=True)
         self.log_dict({f"wm/{name}": value for name, value in losses.parts.items()})

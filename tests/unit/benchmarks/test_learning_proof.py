@@ -73,10 +73,11 @@ def test_the_table_compares_start_and_end_over_the_seeds(tmp_path: Path):
 
 
 def test_every_run_gets_cores_of_its_own():
-    assert core_sets([0, 1, 2, 3, 4], 2) == [(0, 1), (2, 3)]
-    assert core_sets([0, 1], 1) == core_sets([0], 1) == [()]
+    assert core_sets([0, 1, 2, 3, 4], 2, 2) == [(0, 1), (2, 3)]
+    assert core_sets([0, 1], 1, 2) == core_sets([0], 1, 2) == [()]
+    assert core_sets([0, 1], 3, 0) == [(), (), ()]  # shared
     with pytest.raises(SystemExit, match="needs 4 cores, and there are 3"):
-        core_sets([0, 1, 2], 2)
+        core_sets([0, 1, 2], 2, 2)
 
 
 def test_held_out_prompts_are_asked_with_the_service_of_now(tmp_path: Path):
