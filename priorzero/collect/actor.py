@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,12 @@ class Actor:
     def _decide(self, slots: Sequence[int]) -> None:
         self.player.env_steps = self.env_steps
         episodes = [self._episodes[slot] for slot in slots]
-        self._send(slots, self.player.decide(self.config.policy, episodes, explore=True))
+        decisions = self.player.decide(self.config.policy, episodes, explore=True)
+        chosen = [
+            replace(d, index=self.novelty.choose(e.step, d.index, self.player.rng))
+            for e, d in zip(episodes, decisions, strict=True)
+        ]
+        self._send(slots, chosen)
 
     def _land(self, slots: Sequence[int]) -> list[Segment]:
         """Take in the answers of these slots. Where an episode ends, a fresh one begins."""

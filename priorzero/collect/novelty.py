@@ -1,7 +1,9 @@
-"""A reward for states that were rarely seen: count-based exploration, as collection adds it to the game's own points.
+"""Count-based exploration, as collection adds it to what the search decides.
 
-For games whose points lie many right actions apart (Bellemare et al. 2016, arXiv 1606.01868; restricted to the first
-visit of an episode as by Raileanu and Rocktaeschel 2020, arXiv 2002.12292). A state is what `NoveltyConfig.of` shows.
+For games whose points lie many right actions apart. A state that was rarely entered is rewarded (Bellemare et al. 2016,
+arXiv 1606.01868), once an episode (as in Raileanu and Rocktaeschel 2020, arXiv 2002.12292); and a share of the steps
+takes the action that was taken least often in that state, whatever the search says. A state is what `NoveltyConfig.of`
+shows of it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from priorzero.types import Observation, Step
@@ -18,33 +21,53 @@ from priorzero.types import Observation, Step
 
 @dataclass(frozen=True, kw_only=True)
 class NoveltyConfig:
-    """What is new, and what it is worth.
+    """What is new, and what is done about it.
 
     Raises:
-        ValueError: a negative weight, or nothing to tell states by.
+        ValueError: a negative weight, a share that is none, or nothing to tell states by.
     """
 
-    weight: float  # points for a state that was never seen; 0: none
+    weight: float  # points for a state that was never entered; 0: none
+    try_share: float  # of the steps that take the action that was taken least often in their state
     of: Sequence[str]  # parts of the observation that tell states apart
 
     def __post_init__(self) -> None:
         parts = Observation._fields
-        if self.weight < 0 or not self.of or not set(self.of) <= set(parts):
+        if self.weight < 0 or not 0 <= self.try_share <= 1 or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
-                f"collector.novelty is {self}: the weight must not be negative, and `of` names one or more of "
-                f"{', '.join(parts)}"
+                f"collector.novelty is {self}: the weight must not be negative, try_share lies between 0 and 1, and "
+                f"`of` names one or more of {', '.join(parts)}"
             )
 
 
 class Novelty:
-    """How often each state was entered, over all episodes that ``visit`` was called in."""
+    """How often each state was entered, and each action taken in it, over all episodes."""
 
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
-        self._counts: dict[int, int] = {}
+        self._entered: dict[int, int] = {}  # by state
+        self._taken: dict[int, int] = {}  # by state and action
 
     def __len__(self) -> int:
-        return len(self._counts)
+        """States that were entered."""
+        return len(self._entered)
+
+    def choose(self, step: Step, index: int, rng: np.random.Generator) -> int:
+        """The action to take in ``step``: mostly that of ``index``, and for ``try_share`` of the steps the rarest.
+
+        Args:
+            step: where to act.
+            index: of its valid actions, what the policy chose.
+            rng: decides which steps, and between actions that are equally rare; it is not asked where ``try_share`` is 0.
+        """
+        if not self.config.try_share:
+            return index
+        keys = [_number(self._shown(step), action) for action in step.valid_actions]
+        if rng.random() < self.config.try_share:
+            taken = np.array([self._taken.get(key, 0) for key in keys])
+            index = int(rng.choice(np.flatnonzero(taken == taken.min())))
+        self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1
+        return index
 
     def visit(self, step: Step, seen: set[int]) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
@@ -56,25 +79,38 @@ class Novelty:
         state = self.mark(step, seen)
         if state is None:
             return 0.0
-        self._counts[state] = self._counts.get(state, 0) + 1
-        return self.config.weight / self._counts[state] ** 0.5
+        self._entered[state] = self._entered.get(state, 0) + 1
+        return self.config.weight / self._entered[state] ** 0.5
 
     def mark(self, step: Step, seen: set[int]) -> int | None:
         """Add the state to those of the episode; None where it is among them or where there is no reward for any."""
         if not self.config.weight:
             return None
-        shown = "\0".join((step.game, *(getattr(step.observation, part) for part in self.config.of)))
-        state = int.from_bytes(hashlib.blake2b(shown.encode(), digest_size=8).digest(), "little", signed=True)
+        state = _number(self._shown(step))
         if state in seen:
             return None
         seen.add(state)
         return state
 
+    def _shown(self, step: Step) -> str:
+        return "\0".join((step.game, *(getattr(step.observation, part) for part in self.config.of)))
+
     def state_dict(self) -> dict[str, Any]:
         """The counts, as tensors: few bytes in a checkpoint."""
-        counts = torch.tensor(list(self._counts.values()), dtype=torch.int32)
-        return {"states": torch.tensor(list(self._counts), dtype=torch.int64), "counts": counts}
+        return {"entered": _tensors(self._entered), "taken": _tensors(self._taken)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counts of ``state_dict``."""
-        self._counts = dict(zip(state["states"].tolist(), state["counts"].tolist(), strict=True))
+        self._entered, self._taken = (
+            dict(zip(keys.tolist(), counts.tolist(), strict=True))
+            for keys, counts in (state["entered"], state["taken"])
+        )
+
+
+def _number(*texts: str) -> int:
+    """64 bits that stand for the texts."""
+    return int.from_bytes(hashlib.blake2b("\0\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _tensors(counts: dict[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(list(counts), dtype=torch.int64), torch.tensor(list(counts.values()), dtype=torch.int32)

@@ -17,7 +17,7 @@ from priorzero.collect.novelty import NoveltyConfig
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment
 
-NONE, NEW = (NoveltyConfig(weight=weight, of=("look",)) for weight in (0.0, 0.5))
+NONE, NEW = (NoveltyConfig(weight=weight, try_share=0.0, of=("look",)) for weight in (0.0, 0.5))
 GAMES = (CorridorSpec(3), CorridorSpec(4))
 
 
@@ -123,7 +123,7 @@ def test_segments_carry_the_versions_that_played(envs, make_player):
 @pytest.mark.parametrize("ticks", [0, 1, 4, 11])
 def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
-    player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=NEW)
+    player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=replace(NEW, try_share=0.3))
     actor = Actor(envs, GAMES, player, config)
     for _ in range(ticks):
         actor.tick()

@@ -1,15 +1,16 @@
+import numpy as np
 import pytest
 
 from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.types import Observation, Step
 
 
-def step(look: str, inventory: str = "", game: str = "g") -> Step:
-    return Step(Observation("You go.", look, inventory), 0.0, False, False, ("go",), 0.0, 1.0, game)
+def step(look: str, inventory: str = "", game: str = "g", actions: tuple[str, ...] = ("east", "south", "west")) -> Step:
+    return Step(Observation("You go.", look, inventory), 0.0, False, False, actions, 0.0, 1.0, game)
 
 
-def make(weight: float = 2.0, of: tuple[str, ...] = ("look",)) -> Novelty:
-    return Novelty(NoveltyConfig(weight=weight, of=of))
+def make(weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0) -> Novelty:
+    return Novelty(NoveltyConfig(weight=weight, try_share=try_share, of=of))
 
 
 def test_a_state_is_worth_less_in_every_episode():
@@ -43,14 +44,35 @@ def test_without_weight_nothing_is_counted():
     assert (len(novelty), seen) == (0, set())
 
 
+def test_every_action_of_a_state_is_tried_in_turn():
+    novelty, rng = make(try_share=1.0), np.random.default_rng(0)
+    tried = [novelty.choose(step("kitchen"), 0, rng) for _ in range(9)]
+    assert all(sorted(tried[i : i + 3]) == [0, 1, 2] for i in (0, 3, 6))
+    assert {novelty.choose(step("attic"), 0, rng) for _ in range(3)} == {0, 1, 2}  # a state of its own
+
+
+def test_a_share_of_the_steps_tries():
+    novelty, rng = make(try_share=0.25), np.random.default_rng(0)
+    chosen = [novelty.choose(step("kitchen", actions=("a", "b")), 0, rng) for _ in range(4000)]
+    assert abs(sum(chosen) / len(chosen) - 0.25) < 0.02  # the other action is always the rarer one
+
+
+def test_without_a_share_the_policy_is_obeyed_and_no_number_is_drawn():
+    novelty, rng = make(), np.random.default_rng(0)
+    assert [novelty.choose(step("kitchen"), i, rng) for i in (0, 2, 1)] == [0, 2, 1]
+    assert rng.random() == np.random.default_rng(0).random()
+
+
 def test_counts_survive():
-    novelty, other = make(), make()
+    novelty, other = make(try_share=1.0), make(try_share=1.0)
     novelty.visit(step("kitchen"), set())
+    tried = {novelty.choose(step("kitchen"), 0, np.random.default_rng(0)) for _ in range(2)}
     other.load_state_dict(novelty.state_dict())
     assert other.visit(step("kitchen"), set()) == 2 / 2**0.5
+    assert {other.choose(step("kitchen"), 0, np.random.default_rng(0))} == {0, 1, 2} - tried
 
 
-@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"of": ()}, {"of": ("room",)}])
+@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("room",)}])
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory"):
-        NoveltyConfig(**({"weight": 1.0, "of": ("look",)} | changes))
+        NoveltyConfig(**({"weight": 1.0, "try_share": 0.0, "of": ("look",)} | changes))
