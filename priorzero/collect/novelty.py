@@ -58,7 +58,7 @@ class Novelty:
         Args:
             step: where to act.
             index: of its valid actions, what the policy chose.
-            rng: decides which steps, and between actions that are equally rare; it is not asked where ``try_share`` is 0.
+            rng: decides which steps, and between equally rare actions; not asked where ``try_share`` is 0.
         """
         if not self.config.try_share:
             return index
