@@ -127,6 +127,8 @@ FIGURES = (
                    {"game": game}, "random recall", VALID, 0.99, share=True),
         )
     ),
+    Figure("valid_actions.json", "share of the exact search's effects found, all games, walkthrough and random play",
+           {"game": "all"}, "recall", VALID, 0.99, share=True),
     Figure("story_files.json", "steps of random play in story files", {"what": "total"}, "steps",
            "python -m benchmarks.story_files games"),
     Figure("story_files.json", "of them with a lost worker", {"what": "total"}, "lost",

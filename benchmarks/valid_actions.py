@@ -12,7 +12,8 @@ process for one step of the environment with everything that it does (step, look
 
 Recall counts effect classes (actions that change the world alike) of the exact search for which the fast one offers an
 action, on the walkthrough (cold, in its order) and in random play; "stock in exact" counts the effect classes of
-Jericho's own search that the exact one finds. States are spread evenly over all there are.
+Jericho's own search that the exact one finds. States are spread evenly over all there are. The last row counts the
+effect classes of all games and of both kinds of play together.
 """
 
 from __future__ import annotations
@@ -34,16 +35,28 @@ from priorzero.envs.actions import ActionFinder
 from priorzero.envs.jericho import JerichoEnv, JerichoSpec
 
 GAMES = {"zork1": 100, "detective": 100, "acorncourt": 50, "omniquest": 100, "pentari": 100}  # steps of an episode
-COLUMNS = ("game", "steps", "cold ms", "warm ms", "stock ms", "walk recall", "random recall", "stock in exact")
+COLUMNS = (
+    "game",
+    "steps",
+    "cold ms",
+    "warm ms",
+    "stock ms",
+    "walk recall",
+    "random recall",
+    "recall",
+    "stock in exact",
+)
 
 
 def main() -> None:
     """Prints a table and writes JSON."""
     args = arguments()
     rows = [measure(name, args) for name in args.games]
+    sums = {key: sum(row[key] for row in rows) for key in ("effects", "effects found")}
+    rows.append({"game": "all", **sums, "recall": sums["effects found"] / sums["effects"]})
     print("  ".join(f"{column:>14}" for column in COLUMNS))
     for row in rows:
-        print("  ".join(f"{cell(row[column]):>14}" for column in COLUMNS))
+        print("  ".join(f"{cell(row.get(column)):>14}" for column in COLUMNS))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(rows, indent=1))
 
@@ -82,7 +95,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "counts": counts,
         "warm counts": warm_counts,
     }
-    row |= {"walk recall": walk, "random recall": rand, "stock ms": None, "stock in exact": None}
+    (walk_found, walk_effects), (random_found, random_effects) = walk, rand
+    row |= {"walk recall": walk_found / walk_effects, "random recall": random_found / random_effects}
+    row |= {"effects": walk_effects + random_effects, "effects found": walk_found + random_found}
+    row["recall"] = row["effects found"] / row["effects"]
     if args.spacy_model != "none" and args.stock_states:
         row |= stock(str(story), args)
     return row
@@ -133,8 +149,8 @@ def random_play(env: JerichoEnv, episodes: int) -> Iterator[None]:
             over = terminated or truncated
 
 
-def recall(env: Any, lead: Iterable[None], every: int) -> float:
-    """Share of the exact search's effect classes that a fast search finds, which learns from all states on the way."""
+def recall(env: Any, lead: Iterable[None], every: int) -> tuple[int, int]:
+    """Effect classes that a fast search finds, which learns from all states on the way, and those of the exact one."""
     finder = ActionFinder(env, env._game, exact=False)
     seen: set[tuple[str, str, str]] = set()
     effects = found = 0
@@ -151,7 +167,7 @@ def recall(env: Any, lead: Iterable[None], every: int) -> float:
             found += sum(any(action in candidates for action in actions) for actions in exact)
         finder.find(*state[1:])
     env.close()
-    return found / effects
+    return found, effects
 
 
 def stock(story: str, args: argparse.Namespace) -> dict[str, float]:
