@@ -17,132 +17,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 from benchmarks.learning_report import report
-from benchmarks.learning_runs import CORES, RUNS, Job, Places
-
-ROOT = Path(__file__).resolve().parents[1]
-ENDED = (0, 130, -signal.SIGINT)  # exit status of train.py: done, interrupted, interrupted before it began
-GRACE_S = 900  # a round and its checkpoint may take so long after the time is up
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What all runs share."""
-
-    places: Places
-    minutes: float
-    overrides: Sequence[str]
-    stop: threading.Event
-    cores: int  # of a run; 0: all runs share all of them
-
-
-# --------------------------------------------------------------------------------------------------------------- runs
-
-
-def run(job: Job, cores: Sequence[int], conditions: Conditions) -> None:
-    """Train until the time is up, then measure.
-
-    Raises:
-        RuntimeError: with the end of the log, where training or measuring failed.
-    """
-    pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores and shutil.which("taskset") else []
-    left = 60 * conditions.minutes - job.seconds
-    if left > 0 and not conditions.stop.is_set():
-        part = job.folder / f"part_{len(job.parts):02d}"
-        words = job.train(part, conditions.places, conditions.overrides)
-        print(f"{job.name} seed {job.seed}: {left / 60:.0f} minutes, in {part}", flush=True)
-        part.mkdir(parents=True)
-        job.measured(untrained=False).unlink(missing_ok=True)
-        _watched([*pinned, *words], part, left, conditions.stop)
-    if conditions.stop.is_set() or job.saved is None:
-        return
-    for untrained in (True, False):
-        if not job.measured(untrained).is_file():
-            _checked([*pinned, *job.measure(job.saved, conditions.places, untrained)], job.saved / "measure.txt")
-
-
-def _watched(words: Sequence[str], part: Path, limit: float, stop: threading.Event) -> None:
-    """Run it, ask for its end once the time is up, and write down how long it took."""
-    log = part / "output.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
-    begin, asked = time.monotonic(), 0.0
-    while process.poll() is None:
-        time.sleep(0.5)
-        passed = time.monotonic() - begin
-        (part / "seconds.txt").write_text(f"{passed:.1f}")
-        if not asked and (passed >= limit or stop.is_set()):
-            process.send_signal(signal.SIGINT)
-            asked = passed
-        elif asked and passed > asked + GRACE_S:
-            process.kill()
-    if process.returncode not in ENDED:
-        raise RuntimeError(f"{part} ended with status {process.returncode}:\n{_end(log)}")
-
-
-def _checked(words: Sequence[str], log: Path) -> None:
-    with log.open("a") as output:
-        done = subprocess.run(words, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with status {done.returncode}:\n{_end(log)}")
-
-
-def _end(log: Path) -> str:
-    return "\n".join(log.read_text().splitlines()[-8:])
-
-
-def run_all(jobs: Sequence[Job], parallel: int, conditions: Conditions) -> list[str]:
-    """Run them, ``parallel`` at once; returns what went wrong."""
-    slots: SimpleQueue[tuple[int, ...]] = SimpleQueue()
-    for cores in core_sets(sorted(os.sched_getaffinity(0)), parallel, conditions.cores):
-        slots.put(cores)
-
-    def in_slot(job: Job) -> None:
-        cores = slots.get()
-        try:
-            run(job, cores, conditions)
-        finally:
-            slots.put(cores)
-
-    with ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(in_slot, job) for job in jobs]
-        try:
-            wait(futures)
-        except KeyboardInterrupt:
-            print("stopping the runs with a checkpoint", flush=True)
-            conditions.stop.set()
-            wait(futures)
-    return [str(error) for future in futures if (error := future.exception()) is not None]
-
-
-def core_sets(cores: Sequence[int], parallel: int, each: int) -> list[tuple[int, ...]]:
-    """``each`` cores for each of the runs that go on at once; an empty set where there is nothing to choose from."""
-    if not each:
-        return [()] * parallel
-    if parallel > 1 and len(cores) < each * parallel:
-        raise SystemExit(
-            f"--parallel {parallel} needs {each * parallel} cores, and there are {len(cores)}; --cores 0: share them"
-        )
-    if len(cores) <= each:
-        return [()]
-    return [tuple(cores[i * each : (i + 1) * each]) for i in range(parallel)]
-
+from benchmarks.learning_runs import RUNS, Places, Proof
+from benchmarks.slices import CORES, ROOT, Conditions, run_all
 
 # --------------------------------------------------------------------------------------------------------------- data
 
@@ -195,16 +82,15 @@ def main() -> None:
         raise SystemExit(f"unknown runs {sorted(unknown)}: choose from {', '.join(RUNS)}")
     out: Path = settings.out.absolute()
     seeds = [int(seed) for seed in settings.seeds.split(",")]
-    jobs = [Job(name, seed, out) for seed, name in itertools.product(seeds, settings.only.split(","))]
+    kinds = list(itertools.product(seeds, settings.only.split(",")))
     problems: list[str] = []
     if not settings.report:
         prepare(out / "data")
         with retriever(out / "data" / "questions" / "corpus.jsonl") as url:
             places = Places(out / "data", url)
-            stop = threading.Event()
-            conditions = Conditions(places, settings.minutes, settings.overrides, stop, settings.cores)
-            problems = run_all(jobs, settings.parallel, conditions)
-    print(report(jobs, out))
+            conditions = Conditions(settings.minutes, settings.overrides, settings.cores, threading.Event())
+            problems = run_all([Proof(name, seed, out, places) for seed, name in kinds], settings.parallel, conditions)
+    print(report([Proof(name, seed, out) for seed, name in kinds], out))
     if problems:
         raise SystemExit("\n".join(problems))
 

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.learning_runs import PANELS, RUNS, Job
+from benchmarks.learning_runs import PANELS, RUNS, Proof
 
 METRIC = "reward/exact"
 SHOWN = 5  # rounds: the first and the last ones in the table, and the window of the curves
 HEAD = "| run | seeds | rounds | training, start | end | seeds | held out, untrained | trained | seeds |"
 
 
-def read_curve(job: Job) -> list[float]:
+def read_curve(job: Proof) -> list[float]:
     """The metric of each round; where a run was resumed, rounds that came after the checkpoint count as done again."""
     found: dict[int, float] = {}
     for part in job.parts:
@@ -26,13 +26,13 @@ def read_curve(job: Job) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-def heldout(jobs: Sequence[Job], untrained: bool) -> list[float]:
+def heldout(jobs: Sequence[Proof], untrained: bool) -> list[float]:
     """Share of exact answers to held-out prompts, of the jobs that have been measured."""
     files = [job.measured(untrained) for job in jobs]
     return [json.loads(file.read_text())["means"]["exact"] for file in files if file.is_file()]
 
 
-def report(jobs: Sequence[Job], out: Path) -> str:
+def report(jobs: Sequence[Proof], out: Path) -> str:
     """A Markdown table of the jobs that have begun; the numbers also go to results.json, the curves to curves.png."""
     curves = {job: curve for job in jobs if len(curve := read_curve(job)) >= SHOWN}
     lines, rows = [HEAD, "|---" * 9 + "|"], []
@@ -78,7 +78,7 @@ def smooth(curve: Sequence[float]) -> list[float]:
     return [mean(curve[max(0, i + 1 - SHOWN) : i + 1]) for i in range(len(curve))]
 
 
-def plot(curves: dict[Job, list[float]], picture: Path) -> None:
+def plot(curves: dict[Proof, list[float]], picture: Path) -> None:
     """A thin line a seed, a thick one for their mean as far as all seeds go."""
     import matplotlib
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CORES = 2  # of a run
+from benchmarks.slices import CORES, Job
 
 
 @dataclass(frozen=True)
@@ -50,51 +50,51 @@ ALWAYS = (
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of one seed."""
+class Proof(Job):
+    """One run of one seed; ``places`` only where it is started or measured."""
 
-    name: str
-    seed: int
-    out: Path
+    places: Places | None = None
 
     @property
     def training(self) -> Training:
         return RUNS[self.name]
 
-    @property
-    def folder(self) -> Path:
-        return self.out / self.name / str(self.seed)
-
-    @property
-    def parts(self) -> list[Path]:
-        """The folders of the times that it was started, in order."""
-        return sorted(self.folder.glob("part_*"))
-
-    @property
-    def saved(self) -> Path | None:
-        """The last part that has a checkpoint."""
-        return next((p for p in reversed(self.parts) if any(p.glob("checkpoints/[0-9]*[0-9]/run.pt"))), None)
-
-    @property
-    def seconds(self) -> float:
-        """How long it has trained so far."""
-        return sum(float(file.read_text()) for part in self.parts for file in part.glob("seconds.txt"))
-
-    def train(self, part: Path, places: Places, more: Sequence[str]) -> list[str]:
-        """The command that trains from the last checkpoint on, if there is one."""
-        overrides = [override.format(url=places.url) for override in self.training.overrides]
-        prompts = f"experience.prompt_file={places.data / self.training.prompts.format(part='train')}"
-        resume = [f"ckpt_path={self.saved}"] if self.saved else []
+    def train(self, part: Path, more: Sequence[str]) -> list[str]:
+        """See `Job`."""
+        overrides = [override.format(url=self._places.url) for override in self.training.overrides]
+        prompts = f"experience.prompt_file={self._prompts('train')}"
         where = [f"hydra.run.dir={part}", f"seed={self.seed}"]
-        return [sys.executable, "train.py", *overrides, prompts, *ALWAYS, *where, *resume, *more]
+        return [sys.executable, "train.py", *overrides, prompts, *ALWAYS, *where, *self.resume, *more]
 
-    def measure(self, part: Path, places: Places, untrained: bool) -> list[str]:
-        """The command that asks the model what it was not trained on."""
-        prompts = places.data / self.training.prompts.format(part="heldout")
-        words = [sys.executable, "-m", "benchmarks.prompt_score", str(part), "--prompts", str(prompts)]
-        words += ["--out", str(self.measured(untrained)), *["--untrained"] * untrained]
-        return [*words, *(override.format(url=places.url) for override in self.training.overrides if override == URL)]
+    def measurements(self, saved: Path) -> dict[Path, list[str]]:
+        """Ask the model what it was not trained on, before and after."""
+        return {self.measured(untrained): self._ask(saved, untrained) for untrained in (True, False)}
 
     def measured(self, untrained: bool) -> Path:
         """Where the result of that is written."""
         return self.folder / ("heldout_untrained.json" if untrained else "heldout.json")
+
+    @property
+    def outdated(self) -> list[Path]:
+        return [self.measured(untrained=False)]
+
+    def _ask(self, saved: Path, untrained: bool) -> list[str]:
+        words = [
+            sys.executable,
+            "-m",
+            "benchmarks.prompt_score",
+            str(saved),
+            "--prompts",
+            str(self._prompts("heldout")),
+        ]
+        words += ["--out", str(self.measured(untrained)), *["--untrained"] * untrained]
+        return [*words, *(o.format(url=self._places.url) for o in self.training.overrides if o == URL)]
+
+    def _prompts(self, part: str) -> Path:
+        return self._places.data / self.training.prompts.format(part=part)
+
+    @property
+    def _places(self) -> Places:
+        if self.places is None:
+            raise ValueError(f"{self.name}: a run that is started or measured needs its places")
+        return self.places

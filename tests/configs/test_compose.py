@@ -82,7 +82,12 @@ def test_a_mode_works_under_an_experiment_or_is_refused(experiment: str, mode: s
         check_config(cfg)
 
 
-ALREADY_SO = {("pure_unizero", "no_prior"), ("pure_unizero", "frozen_prior"), ("sft_only", "no_rft"), ("prior_rft", "no_sft")}
+ALREADY_SO = {
+    ("pure_unizero", "no_prior"),
+    ("pure_unizero", "frozen_prior"),
+    ("sft_only", "no_rft"),
+    ("prior_rft", "no_sft"),
+}
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
