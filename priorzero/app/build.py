@@ -14,7 +14,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from priorzero.app.learners import Learner, build_learners, reanalysis_config, records_updates
+from priorzero.app.learners import (
+    Learner,
+    build_learners,
+    policy_micro_batches,
+    reanalysis_config,
+    records_updates,
+)
 from priorzero.app.models import build_models, plain
 from priorzero.app.refusals import check_config, refusing
 from priorzero.app.schedule import Round, rounds
@@ -87,7 +93,8 @@ def build_run(cfg: DictConfig) -> Run:
 
 def _build(cfg: DictConfig, schedule: list[Round], games: GameSet) -> Run:
     reanalysis_config(cfg)  # as the planner's options, refused before anything is loaded
-    records_updates(cfg)  # likewise
+    records_updates(cfg)  # likewise, as is the next one
+    policy_micro_batches(cfg)
     playing, evaluating = (np.random.default_rng(seed) for seed in np.random.SeedSequence(cfg.seed).spawn(2))
     models = build_models(cfg, playing)
     replay = build_replay(cfg)

@@ -178,8 +178,8 @@ def build_policy_stream(
     """Steps for the language model. Its prompts are written with a tokenizer that no other thread uses."""
     cfg = run.cfg
     config = PolicyDataConfig(
-        batch_size=cfg.data.policy_micro_batch * cfg.data.policy_accumulate,
-        micro_batch_size=cfg.data.policy_micro_batch,
+        batch_size=cfg.data.policy_batch_size,
+        micro_batch_size=cfg.data.policy_batch_size // policy_micro_batches(cfg),
         newest_steps=cfg.data.newest_steps,
         newest_share=cfg.data.newest_share,
         advantage=cfg.data.advantage,
@@ -197,10 +197,25 @@ def build_policy_stream(
     )
 
 
+def policy_micro_batches(cfg: DictConfig) -> int:
+    """Into how many forward passes an update of the language model from play is split.
+
+    Raises:
+        ValueError: that is not a whole number.
+    """
+    samples, most = cfg.data.policy_batch_size, cfg.trainer.policy_micro_batch
+    if samples > most and samples % most:
+        raise ValueError(
+            f"data.policy_batch_size={samples} samples cannot be split into forward passes of "
+            f"trainer.policy_micro_batch={most}: make one a multiple of the other"
+        )
+    return max(1, samples // most)
+
+
 def build_trainer(run: Run, name: str) -> lightning.Trainer:
     """One Trainer a model. Its epochs are rounds of an integer number of updates (style 5.3, R1)."""
     t, data, policy = run.cfg.trainer, run.cfg.data, name == "policy"
-    accumulate = data.policy_accumulate if policy else 1
+    accumulate = policy_micro_batches(run.cfg) if policy else 1
     updates = policy_updates(run.cfg) if policy else data.updates_per_round
     if policy and learns_from_answers(run.cfg):
         accumulate = run.cfg.experience.micro_batches

@@ -64,9 +64,12 @@ def check_config(cfg: DictConfig) -> None:
 _AT_LEAST_ONE = (
     *(f"collector.{name}" for name in ("num_envs", "env_steps_per_round", "min_env_steps", "segment_steps")),
     *(f"data.{name}" for name in ("batch_size", "updates_per_round", "policy_updates_per_round")),
-    *(f"data.{name}" for name in ("policy_micro_batch", "policy_accumulate", "unroll", "td_steps", "capacity_steps")),
+    *(f"data.{name}" for name in ("policy_batch_size", "unroll", "td_steps", "capacity_steps")),
     *(f"evaluation.{name}" for name in ("every_n_rounds", "episodes", "num_envs")),
-    *(f"trainer.{name}" for name in ("max_rounds", "checkpoint_every_n_rounds", "checkpoints_kept")),
+    *(
+        f"trainer.{name}"
+        for name in ("max_rounds", "checkpoint_every_n_rounds", "checkpoints_kept", "policy_micro_batch")
+    ),
     "search.config.simulations",
 )
 
@@ -130,7 +133,7 @@ def _check_limiter(cfg: DictConfig) -> None:
     if cfg.collector.kind != "thread":
         return
     data = cfg.data
-    sample = data.policy_micro_batch * data.policy_accumulate if cfg.schedule.mode == "llm" else data.batch_size
+    sample = data.policy_batch_size if cfg.schedule.mode == "llm" else data.batch_size
     insert = cfg.collector.num_envs * cfg.collector.segment_steps
     needed = (insert * data.samples_per_insert + sample) / 2
     if data.tolerance < needed:

@@ -28,7 +28,7 @@ SETTINGS = {
         "data.reanalysis_ratio=0.4",
     ],
     "world_model": ["search=gumbel", "search.config.simulations=4", "data.reanalysis_ratio=1.0"],
-    "llm": ["data.policy_accumulate=2", "data.advantage_normalisation=running"],
+    "llm": ["data.policy_batch_size=2", "trainer.policy_micro_batch=1", "data.advantage_normalisation=running"],
 }
 
 
