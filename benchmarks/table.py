@@ -109,6 +109,8 @@ FIGURES = (
                    {"what": "packed"}, "x", f"python -m benchmarks.policy_update --device {device}"),
         )
     ),
+    Figure("precision.json", "share of decisions in which int8 takes float32's action, {game}, d {width}",
+           {"what": "int8 beside float32"}, "same", "python -m benchmarks.precision RUN", 0.95, share=True),
     Figure("reanalysis*.json", "ms a state searched again, d {d}, {simulations} simulations, {states} states: {what}",
            {}, "ms_per_state", "python -m benchmarks.reanalysis", more_is_better=False),
     *(
