@@ -1,8 +1,8 @@
 """What int8 changes in the decisions of a trained world model: python -m benchmarks.precision RUN [OVERRIDES].
 
-RUN is the folder of a run, of which the newest checkpoint is taken. Plays episodes of its training games, a share of the
-steps at random so that many states come; in each of them float32 and int8 search. Printed: in how many both choose the
-same action, in how many all visits are equal, and how far the values of the roots lie apart.
+RUN is the folder of a run, of which the newest checkpoint is taken. Plays episodes of its training games, some steps at
+random so that many states come; in each of them float32 and int8 search. Printed: in how many both choose the same
+action, in how many all visits are equal, and how far the values of the roots lie apart.
 """
 
 from __future__ import annotations
