@@ -82,6 +82,9 @@ def _saved_config(cfg: DictConfig, folder: Path) -> DictConfig:
     saved = cast(DictConfig, OmegaConf.load(file))
     saved.paths, saved.trainer = cfg.paths, cfg.trainer  # where and how it runs is not the checkpoint's business
     saved.world_model.planner = cfg.world_model.planner
+    for group in ("data", "collector"):  # a version before this one knew less, or other names
+        now = OmegaConf.create(OmegaConf.to_container(cfg[group]))
+        saved[group] = OmegaConf.merge(now, saved[group])
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         if key in OWN_KEYS:

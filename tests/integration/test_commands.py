@@ -73,6 +73,10 @@ def test_eval_reads_the_checkpoint(trained: tuple[Path, str]):
     assert found["results"].keys() == {"training games", "held-out games"}
     assert {len(r) for results in found["results"].values() for r in results.values()} == {3}
     first = found["results"]
+    config = folder / ".hydra" / "config.yaml"
+    older = re.sub(r"  policy_batch_size: \d+\n", "  of_old: 1\n", config.read_text())
+    assert older != config.read_text()
+    config.write_text(older)  # as a version wrote it that did not know this setting
     run("eval", *arguments[:-1], f"output={place}/again.json", "search.config.simulations=4", folder=place)
     assert json.loads((place / "again.json").read_text())["results"] == first
 
