@@ -164,8 +164,8 @@ class Actor:
             self.envs.send(slots, [actions[d.index] for actions, d in zip(valid, decisions, strict=True)])
         self._sent.update(zip(slots, decisions, strict=True))
 
-    def _receive(self, slots: Sequence[int], bonuses: Sequence[float] | None = None) -> None:
-        """Take in the answers; with their bonuses where they were played before."""
+    def _receive(self, slots: Sequence[int], intrinsic: Sequence[float] | None = None) -> None:
+        """Take in the answers; with their intrinsic rewards where they were played before."""
         if not slots:
             return
         with self._clock("env"):
@@ -174,12 +174,12 @@ class Actor:
         for i, (slot, step, vector) in enumerate(zip(slots, steps, vectors, strict=True)):
             episode, decision = self._episodes[slot], self._sent.pop(slot)
             action = int(self.player.vocabulary.add(episode.step.game, [episode.step.valid_actions[decision.index]])[0])
-            if bonuses is None:
-                bonus = self.novelty.visit(step, episode.seen)
+            if intrinsic is None:
+                extra = self.novelty.visit(step, episode.seen)
             else:
                 self.novelty.mark(step, episode.seen)
-                bonus = bonuses[i]
-            episode.advance(decision, action, step, vector, bonus)
+                extra = intrinsic[i]
+            episode.advance(decision, action, step, vector, extra)
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Generator[None]:
@@ -248,7 +248,7 @@ class Actor:
         for t in range(max(len(s["actions"]) for s in saved)):
             running = [i for i in slots if t < len(saved[i]["actions"])]
             self._send(running, [self._past_decision(self._episodes[i], saved[i], t) for i in running])
-            self._receive(running, [_past_bonus(saved[i], t) for i in running])
+            self._receive(running, [_past_intrinsic(saved[i], t) for i in running])
             for i in running:
                 if t + 1 == saved[i]["start"]:
                     self._cut(self._episodes[i])
@@ -275,6 +275,6 @@ class Actor:
         return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)
 
 
-def _past_bonus(saved: dict[str, Any], t: int) -> float:
+def _past_intrinsic(saved: dict[str, Any], t: int) -> float:
     """Of step ``t``; 0 where the step is in a segment already."""
-    return saved["bonuses"][t - saved["start"]] if t >= saved["start"] else 0.0
+    return saved["intrinsic"][t - saved["start"]] if t >= saved["start"] else 0.0

@@ -40,7 +40,7 @@ class Episode:
     action_ids: list[int] = field(default_factory=list)
     valid: list[tuple[str, ...]] = field(default_factory=list)  # since the last cut, as are the following
     decisions: list[Decision] = field(default_factory=list)
-    bonuses: list[float] = field(default_factory=list)
+    intrinsic: list[float] = field(default_factory=list)
     start: int = 0
     seen: set[int] = field(default_factory=set)  # states of the whole episode, see `Novelty`
 
@@ -59,7 +59,9 @@ class Episode:
         recent = self.turns[-self.history_steps :] if self.history_steps else []
         return Situation(self.step.observation, self.step.valid_actions, tuple(recent), self.step.goal)
 
-    def advance(self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, bonus: float = 0.0) -> None:
+    def advance(
+        self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, intrinsic: float = 0.0
+    ) -> None:
         """Take the decision.
 
         Args:
@@ -67,7 +69,7 @@ class Episode:
             action_id: of the chosen action in the vocabulary.
             step: the environment's answer.
             vector: [O], its encoded observation.
-            bonus: points that segments add to the reward of the step.
+            intrinsic: reward of the step that exploration adds.
         """
         action = self.step.valid_actions[decision.index]
         self.turns.append(Turn(self.step.observation, action, step.reward))
@@ -75,13 +77,14 @@ class Episode:
         self.action_ids.append(action_id)
         self.valid.append(self.step.valid_actions)
         self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None))
-        self.bonuses.append(bonus)
+        self.intrinsic.append(intrinsic)
         self.step, self.vector = step, vector
 
     def cut(self, *, gamma: float, world_model_version: int, policy_version: int) -> Segment:
         """The steps since the last cut as a segment; the next one starts here."""
         turns = self.turns[self.start :]
-        rewards = np.array([turn.reward for turn in turns], np.float32) + np.array(self.bonuses, np.float32)
+        rewards = np.array([turn.reward for turn in turns], np.float32)
+        intrinsic = np.array(self.intrinsic, np.float32)
         segment = Segment(
             game=self.step.game,
             goal=self.step.goal,
@@ -93,6 +96,7 @@ class Episode:
             valid_actions=(*self.valid, () if self.step.done else self.step.valid_actions),
             actions=tuple(turn.action for turn in turns),
             rewards=rewards,
+            intrinsic=intrinsic,
             visit_probs=tuple(d.visit_probs for d in self.decisions),
             root_values=np.array([d.root_value for d in self.decisions], np.float32),
             prior_logprobs=tuple(d.prior_logprobs for d in self.decisions),
@@ -100,10 +104,10 @@ class Episode:
             truncated=self.step.truncated,
             world_model_version=world_model_version,
             policy_version=policy_version,
-            returns=discounted_returns(rewards, gamma) if self.step.done else None,
+            returns=discounted_returns(rewards + intrinsic, gamma) if self.step.done else None,
         )
         self.start = len(self.turns)
-        self.valid, self.decisions, self.bonuses = [], [], []
+        self.valid, self.decisions, self.intrinsic = [], [], []
         return segment
 
     def result(self, policy: str) -> EpisodeResult:
@@ -123,7 +127,7 @@ class Episode:
             "actions": self.actions,
             "feedback": self.step.observation.feedback,
             "decisions": [decision_state(decision) for decision in self.decisions],
-            "bonuses": list(self.bonuses),
+            "intrinsic": list(self.intrinsic),
         }
 
 

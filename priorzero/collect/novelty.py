@@ -41,7 +41,7 @@ class NoveltyConfig:
 
 
 class Novelty:
-    """How often each state was entered, and each action taken in it, over all episodes."""
+    """How often each state was entered, and each action taken in it, over all episodes: a number for each, kept."""
 
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
@@ -49,7 +49,7 @@ class Novelty:
         self._taken: dict[int, int] = {}  # by state and action
 
     def __len__(self) -> int:
-        """States that were entered."""
+        """States that were entered; counted only where they are rewarded."""
         return len(self._entered)
 
     def choose(self, step: Step, index: int, rng: np.random.Generator) -> int:

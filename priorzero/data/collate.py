@@ -66,7 +66,7 @@ def world_model_batch(
         observation[row, : length + 1] = segment.vectors[start : start + length + 1]
         if _ended(segment, start, length):
             observation[row, length + 1 :] = segment.vectors[-1]
-        reward[row, :length] = segment.rewards[start : start + length]
+        reward[row, :length] = segment.learned_rewards[start : start + length]
     played = vocabulary.ids([a for s, start, n in windows for a in s.actions[start : start + n]])
     valid = _ValidActions(windows, unroll, vocabulary)
     members = {game: vocabulary.members(game) for game in sorted({segment.game for segment in segments})}

@@ -172,7 +172,7 @@ class Replay:
         following = segment.returns
         for serial in reversed(self._open.pop(segment.episode, [])):
             earlier = self._segments[serial]
-            following = discounted_returns(earlier.rewards, self.gamma, following[0])
+            following = discounted_returns(earlier.learned_rewards, self.gamma, following[0])
             self._segments[serial] = replace(earlier, returns=following)
             first = np.searchsorted(self._steps.index, serial * MAX_STEPS)
             self._steps.finished[first : first + len(earlier)] = True

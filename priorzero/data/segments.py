@@ -29,9 +29,9 @@ def check_segment(segment: Segment) -> Segment:
     where = f"segment of {segment.game}, episode {segment.episode}, from step {segment.start}"
     if not 0 < steps < MAX_STEPS:
         raise ValueError(f"{where}: has {steps} steps, allowed are 1 to {MAX_STEPS - 1}")
-    for name, extra in (("observations", 1), ("vectors", 1), ("valid_actions", 1), ("rewards", 0), ("visit_probs", 0)):
+    for name, extra in (("observations", 1), ("vectors", 1), ("valid_actions", 1), ("rewards", 0), ("intrinsic", 0)):
         _expect(where, name, len(getattr(segment, name)), steps + extra)
-    for name in ("root_values", "prior_logprobs"):
+    for name in ("visit_probs", "root_values", "prior_logprobs"):
         _expect(where, name, len(getattr(segment, name)), steps)
     for t, (action, valid) in enumerate(zip(segment.actions, segment.valid_actions, strict=False)):
         if action not in valid:
@@ -61,6 +61,7 @@ def _canonical(segment: Segment) -> Segment:
         segment,
         vectors=_float(segment.vectors),
         rewards=_float(segment.rewards),
+        intrinsic=_float(segment.intrinsic),
         root_values=_float(segment.root_values),
         visit_probs=tuple(map(_float, segment.visit_probs)),
         prior_logprobs=tuple(None if x is None else _float(x) for x in segment.prior_logprobs),
@@ -140,6 +141,7 @@ def pack_segments(segments: Sequence[Segment]) -> dict[str, Any]:
         "valid_actions": _ints([writer.actions(valid) for s in segments for valid in s.valid_actions]),
         "action": _ints([writer.texts.add(action) for s in segments for action in s.actions]),
         "rewards": _floats(s.rewards for s in segments),
+        "intrinsic": _floats(s.intrinsic for s in segments),
         "root_values": _floats(s.root_values for s in segments),
         "returns": _floats(s.returns for s in segments if s.returns is not None),
         "visit_probs": _floats(visit_probs),
@@ -224,6 +226,7 @@ def _read(reader: _Reader, row: list[int]) -> Segment:
         valid_actions=reader.look_up(reader.action_sets, "valid_actions", steps + 1),
         actions=reader.look_up(reader.texts, "action", steps),
         rewards=reader.take("rewards", steps),
+        intrinsic=reader.take("intrinsic", steps),
         visit_probs=tuple(reader.take("visit_probs", n) for n in reader.lengths("visit_probs", steps)),
         root_values=reader.take("root_values", steps),
         prior_logprobs=tuple(

@@ -142,7 +142,8 @@ class Segment:
     vectors: np.ndarray  # [T + 1, O] float32, the encoded observations
     valid_actions: tuple[tuple[str, ...], ...]  # T + 1
     actions: tuple[str, ...]  # T
-    rewards: np.ndarray  # [T] float32
+    rewards: np.ndarray  # [T] float32, in points of the game
+    intrinsic: np.ndarray  # [T] float32, rewards that exploration adds; 0 without
     visit_probs: tuple[np.ndarray, ...]  # T arrays [A_t], over valid_actions[t]
     root_values: np.ndarray  # [T] float32, what the search thought of the state
     prior_logprobs: tuple[np.ndarray | None, ...]  # T arrays [A_t], None where no language model was asked
@@ -150,10 +151,15 @@ class Segment:
     truncated: bool  # the last step hit a limit; False with terminated False: the episode goes on in another segment
     world_model_version: int
     policy_version: int
-    returns: np.ndarray | None = None  # [T] discounted returns to the episode's end, None while that is unknown
+    returns: np.ndarray | None = None  # [T] discounted ``learned_rewards`` to the episode's end, None while unknown
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def learned_rewards(self) -> np.ndarray:
+        """[T] float32, what both models learn from: the game's rewards and the intrinsic ones."""
+        return self.rewards + self.intrinsic
 
 
 @dataclass(frozen=True, slots=True)

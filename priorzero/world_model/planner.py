@@ -7,6 +7,7 @@ nothing outlives a search.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,8 +200,17 @@ class DevicePlanner(Planner):
 
 
 def make_planner(model: UniZero, config: PlannerConfig, options: PlannerOptions) -> Planner:
-    """The planner that ``options`` ask for."""
+    """The planner that ``options`` ask for.
+
+    Raises:
+        ValueError: as `Planner`, or Triton is needed and not installed.
+    """
     precision = None if options.precision == "auto" else options.precision
     kind = DevicePlanner if options.device_tree else Planner
     kernels = ("triton" if options.cuda else "plain") if options.kernels == "auto" else options.kernels
+    if kernels == "triton" and importlib.util.find_spec("triton") is None:
+        raise ValueError(
+            "world_model.planner.kernels=auto takes Triton's kernels on a GPU, and this torch comes without Triton: "
+            "install torch for CUDA, or set world_model.planner.kernels=plain"
+        )
     return kind(model, config, device=options.device, precision=precision, kernels=KERNELS[kernels])

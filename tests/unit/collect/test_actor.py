@@ -41,7 +41,7 @@ def saved(state: dict) -> dict:
 
 
 def same(a: Segment, b: Segment) -> bool:
-    arrays = ("vectors", "rewards", "root_values", "returns")
+    arrays = ("vectors", "rewards", "intrinsic", "root_values", "returns")
     for name in arrays:
         left, right = getattr(a, name), getattr(b, name)
         if (left is None) != (right is None) or (left is not None and not np.array_equal(left, right)):
@@ -66,11 +66,11 @@ def test_new_states_are_rewarded_once_an_episode(envs, make_player):
         Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, novelty=novelty)) for novelty in (NONE, NEW)
     )
     segments = [[segment for _ in range(40) for segment in actor.tick()] for actor in (plain, curious)]
-    extra = [b.rewards - a.rewards for a, b in zip(*segments, strict=True)]
+    assert all(np.array_equal(a.rewards, b.rewards) and not a.intrinsic.any() for a, b in zip(*segments, strict=True))
     paid = defaultdict(list)
-    for segment, bonus in zip(segments[1], extra, strict=True):
+    for segment in segments[1]:
         looks = [observation.look for observation in segment.observations]
-        for t, value in enumerate(bonus):
+        for t, value in enumerate(segment.intrinsic):
             assert (value > 0) == (looks[t + 1] not in looks[: t + 1])
             if value:
                 paid[looks[t + 1]].append((0.5 / value) ** 2)  # the how manieth time

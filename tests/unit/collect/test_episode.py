@@ -53,6 +53,16 @@ def test_a_whole_episode_is_one_segment():
     assert segment.history == ()
 
 
+def test_intrinsic_rewards_stand_beside_those_of_the_game():
+    episode = play(1)
+    episode.advance(decision(0), 0, step(2, 2.0, terminated=True), vector(2), 0.5)
+    segment = cut(episode)
+    assert (segment.rewards.tolist(), segment.intrinsic.tolist()) == ([1, 2], [0, 0.5])
+    assert segment.learned_rewards.tolist() == [1, 2.5]
+    np.testing.assert_allclose(segment.returns, [1 + 0.5 * 2.5, 2.5])
+    assert [turn.reward for turn in episode.turns] == [1, 2]
+
+
 def test_a_long_episode_is_cut_where_asked():
     episode = play(3)
     first = cut(episode)

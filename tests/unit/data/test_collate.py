@@ -35,6 +35,12 @@ def collate(segs, starts, *, unroll=2, bootstrap=2, vocabulary=None, max_known=N
 # -------------------------------------------------------------------------------------------------------- world model
 
 
+def test_intrinsic_rewards_are_learned_and_not_shown_as_points():
+    segment = make_segment(3, rewards=[1, 0, 4], intrinsic=np.array([0.5, 0.25, 0], np.float32))
+    assert collate([segment], [0], unroll=3, bootstrap=0).reward[0].tolist() == [1.5, 0.25, 4.0]
+    assert [turn.reward for turn in situation(segment, 2).history] == [1.0, 0.0]
+
+
 def test_a_whole_window():
     batch = collate([make_segment(6)], [1])
     assert batch.observation[0].tolist() == [[0, t, 1] for t in range(1, 6)]

@@ -79,6 +79,13 @@ def test_the_end_of_an_episode_gives_earlier_segments_their_returns():
     assert replay.get(1).returns is None
 
 
+def test_returns_count_intrinsic_rewards():
+    replay = make_replay()
+    replay.add(make_segment(2, start=0, rewards=[1, 2], intrinsic=np.array([0.5, 0], np.float32)))
+    replay.add(make_segment(1, start=2, rewards=[4], terminated=True))
+    assert replay.get(0).returns.tolist() == [1.5 + 0.5 * 4, 2 + 0.5 * 4]
+
+
 def test_returns_reach_back_over_a_truncation_and_over_evictions():
     replay = make_replay(4)
     for start in (0, 2):

@@ -260,6 +260,14 @@ def test_options_choose_the_planner(changes, kind, dtype, make_model: Callable[.
     assert planner._engine.net.dtype == dtype
 
 
+def test_a_gpu_without_triton_is_told_what_to_do(
+    make_model: Callable[..., UniZero], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"without Triton: .*planner\.kernels=plain"):
+        make_planner(make_model(), CONFIG, options(device="cuda"))
+
+
 def test_options_choose_the_kernels(make_model: Callable[..., UniZero]) -> None:
     for name in ("plain", "compiled"):  # nothing is compiled before the first search
         planner = make_planner(make_model(), CONFIG, options(tree="device", kernels=name))
