@@ -26,7 +26,7 @@ from priorzero.world_model.model import UniZero, UniZeroConfig, interleave
 from priorzero.world_model.planner import Planner, PlannerConfig
 
 VECTOR, ACTIONS, VOCABULARY, STEPS = 384, 12, 200, 4
-PUCT = {"c_init": 1.25, "c_base": 19652.0, "gamma": 0.997, "minmax_floor": 0.5}
+PUCT = {"c_init": 1.25, "c_base": 19652.0, "gamma": 0.997, "minmax_floor": 0.5, "reuse": False}
 GUMBEL = {"max_considered": 12, "c_visit": 50.0, "c_scale": 0.1, "gamma": 0.997, "minmax_floor": 0.5}
 
 

@@ -50,12 +50,18 @@ class FreeModel:
 
 def puct(model: FreeModel, simulations: int) -> None:
     """One pUCT search."""
-    search(model, model.root, SearchConfig(simulations, c_init=1.25, c_base=19652.0, gamma=0.997, minmax_floor=0.01))
+    search(
+        model,
+        model.root,
+        SearchConfig(simulations, c_init=1.25, c_base=19652.0, gamma=0.997, minmax_floor=0.01, reuse=False),
+    )
 
 
 def gumbel(model: FreeModel, simulations: int) -> None:
     """One Gumbel search."""
-    config = GumbelConfig(simulations, max_considered=16, c_visit=50.0, c_scale=0.1, gamma=0.997, minmax_floor=0.01)
+    config = GumbelConfig(
+        simulations, max_considered=16, c_visit=50.0, c_scale=0.1, gamma=0.997, minmax_floor=0.01, reuse=False
+    )
     gumbel_search(model, model.root, config, None)
 
 

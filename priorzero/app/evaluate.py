@@ -85,6 +85,8 @@ def _saved_config(cfg: DictConfig, folder: Path) -> DictConfig:
     for group in ("data", "collector"):  # a version before this one knew less, or other names
         now = OmegaConf.create(OmegaConf.to_container(cfg[group]))
         saved[group] = OmegaConf.merge(now, saved[group])
+    if saved.search.config._target_ == cfg.search.config._target_:
+        saved.search.config = OmegaConf.merge(cfg.search.config, saved.search.config)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         if key in OWN_KEYS:

@@ -41,6 +41,11 @@ def build_models(cfg: DictConfig, rng: np.random.Generator) -> Models:
         ValueError: something cannot work; the options of the planner are looked at before anything is loaded.
     """
     options = planner_options(cfg)
+    if options.device_tree and cfg.search.config.get("reuse", False):
+        raise ValueError(
+            f"search.config.reuse=true reads the trees, and world_model.planner.tree={options.tree} on "
+            f"trainer.device={options.device} keeps them beside the network: use world_model.planner.tree=host"
+        )
     encoder = instantiate(cfg.encoder)
     vocabulary = ActionVocabulary(encoder.encode, encoder.width)
     world_model = UniZero(network_config(cfg, encoder.width))

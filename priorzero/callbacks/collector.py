@@ -138,6 +138,7 @@ class Collector(lightning.Callback):
             "collect/policy_version": float(actor.versions[1]),
             "collect/vocabulary": float(len(player.vocabulary)),
             "collect/states": float(len(actor.novelty)),
+            "collect/lost_ways": float(actor.lost_ways),
             "replay/steps": float(len(self.replay)),
             "replay/reanalysed": float(self.replay.reanalysed),
             "text/encoder_hit_rate": player.encoder.hit_rate,

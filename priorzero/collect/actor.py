@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state
+from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state, subtree_from_state
 from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
@@ -62,6 +62,7 @@ class _Start:
     spec: GameSpec
     seed: int
     number: int
+    way: tuple[str, ...] = ()  # the actions that it begins with
 
 
 class Actor:
@@ -75,6 +76,7 @@ class Actor:
         self.started = 0  # episodes
         self.results: deque[EpisodeResult] = deque(maxlen=100)  # the latest finished episodes
         self.finished = 0
+        self.lost_ways = 0  # episodes that were to go back to a state and could not take a step of the way
         self._episodes: list[Episode] = []
         self._groups = [list(map(int, slots)) for slots in np.array_split(np.arange(config.num_envs), config.groups)]
         self._turn = 0  # the group that is decided for next
@@ -98,13 +100,23 @@ class Actor:
 
     def _decide(self, slots: Sequence[int]) -> None:
         self.player.env_steps = self.env_steps
-        episodes = [self._episodes[slot] for slot in slots]
-        decisions = self.player.decide(self.config.policy, episodes, explore=True)
-        chosen = [
-            replace(d, index=self.novelty.choose(e.step, d.index, self.player.rng))
-            for e, d in zip(episodes, decisions, strict=True)
-        ]
-        self._send(slots, chosen)
+        chosen = {slot: d for slot in slots if (d := self._follow(self._episodes[slot])) is not None}
+        free = [slot for slot in slots if slot not in chosen]
+        episodes = [self._episodes[slot] for slot in free]
+        decisions = self.player.decide(self.config.policy, episodes, explore=True) if free else []
+        for slot, e, d in zip(free, episodes, decisions, strict=True):
+            index = self.novelty.choose(e.step, d.index, self.player.rng)
+            chosen[slot] = d if index == d.index else replace(d, index=index, subtree=None)
+        self._send(slots, [chosen[slot] for slot in slots])
+
+    def _follow(self, episode: Episode) -> Decision | None:
+        """The next step of an episode that goes back to a state; None where it decides for itself."""
+        if not episode.going_back:
+            return None
+        decision = episode.follow()
+        if decision is None:  # valid actions may be found or missed, and a game may have chances of its own
+            episode.way, self.lost_ways = (), self.lost_ways + 1
+        return decision
 
     def _land(self, slots: Sequence[int]) -> list[Segment]:
         """Take in the answers of these slots. Where an episode ends, a fresh one begins."""
@@ -128,15 +140,17 @@ class Actor:
         return episode.cut(gamma=self.config.gamma, world_model_version=world_model, policy_version=policy)
 
     def _ask_for_episodes(self, slots: Sequence[int]) -> list[_Start]:
-        """Let these slots begin a fresh episode. Games take turns; every episode has its own seed."""
+        """Let these slots begin a fresh episode. Games take turns; each has a seed of its own, or its way's."""
         numbers = range(self.started, self.started + len(slots))
         self.started += len(slots)
-        return self._ask(
-            [
-                _Start(slot, self.games[n % len(self.games)], self.config.seed * 1_000_003 + n + 1, n)
-                for slot, n in zip(slots, numbers, strict=True)
-            ]
-        )
+        return self._ask([self._start(slot, n) for slot, n in zip(slots, numbers, strict=True)])
+
+    def _start(self, slot: int, number: int) -> _Start:
+        spec = self.games[number % len(self.games)]
+        way = self.novelty.begin(spec.name, self.player.rng)
+        if way is not None:
+            return _Start(slot, spec, way.seed, number, way.actions)
+        return _Start(slot, spec, self.config.seed * 1_000_003 + number + 1, number)
 
     def _ask(self, starts: list[_Start]) -> list[_Start]:
         with self._clock("env"):
@@ -151,7 +165,7 @@ class Actor:
             steps = self.envs.receive([s.slot for s in starts])
         vectors = self.player.encode([step.observation for step in steps])
         episodes = [
-            Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps)
+            Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps, way=s.way)
             for s, step, vector in zip(starts, steps, vectors, strict=True)
         ]
         for episode in episodes:
@@ -173,12 +187,13 @@ class Actor:
         vectors = self.player.encode([step.observation for step in steps])
         for i, (slot, step, vector) in enumerate(zip(slots, steps, vectors, strict=True)):
             episode, decision = self._episodes[slot], self._sent.pop(slot)
-            action = int(self.player.vocabulary.add(episode.step.game, [episode.step.valid_actions[decision.index]])[0])
-            if intrinsic is None:
-                extra = self.novelty.visit(step, episode.seen)
+            text = episode.step.valid_actions[decision.index]
+            action = int(self.player.vocabulary.add(episode.step.game, [text])[0])
+            if intrinsic is None and not episode.going_back:
+                extra = self.novelty.visit(step, episode.seen, episode.seed, [*episode.actions, text])
             else:
                 self.novelty.mark(step, episode.seen)
-                extra = intrinsic[i]
+                extra = 0.0 if intrinsic is None else intrinsic[i]
             episode.advance(decision, action, step, vector, extra)
 
     @contextlib.contextmanager
@@ -195,6 +210,7 @@ class Actor:
             "env_steps": self.env_steps,
             "started": self.started,
             "finished": self.finished,
+            "lost_ways": self.lost_ways,
             "results": [asdict(result) for result in self.results],
             "faults": dict(self.envs.faults),
             "counts": dict(self.envs.counts),
@@ -213,6 +229,7 @@ class Actor:
             RuntimeError: a game does not offer the actions any more that were played in it.
         """
         self.env_steps, self.started, self.finished = state["env_steps"], state["started"], state["finished"]
+        self.lost_ways = state["lost_ways"]
         self.results.extend(EpisodeResult(**result) for result in state["results"])
         self.envs.faults.update(state["faults"])
         self.envs.counts.update(state["counts"])
@@ -242,7 +259,8 @@ class Actor:
         """Play the saved episodes again; the slots in which that led to the same state as before."""
         slots = range(len(saved))
         starts = [
-            _Start(slot, by_name[s["game"]], s["seed"], s["number"]) for slot, s in zip(slots, saved, strict=True)
+            _Start(slot, by_name[s["game"]], s["seed"], s["number"], tuple(s["way"]))
+            for slot, s in zip(slots, saved, strict=True)
         ]
         self._episodes = self._begin(self._ask(starts))
         for t in range(max(len(s["actions"]) for s in saved)):
@@ -256,6 +274,7 @@ class Actor:
         for slot, (episode, s) in enumerate(zip(self._episodes, saved, strict=True)):
             if episode.step.observation.feedback == s["feedback"]:
                 same.add(slot)
+                episode.subtree = subtree_from_state(s["subtree"])
             else:
                 log.warning(
                     "game %s, seed %d, did not play back to the checkpoint's state: its episode goes on from where the "

@@ -9,7 +9,7 @@ import numpy as np
 
 from priorzero.envs.base import GameSpec
 from priorzero.rl.returns import discounted_returns
-from priorzero.types import EpisodeResult, Segment, Situation, Step, Turn
+from priorzero.types import EpisodeResult, Segment, Situation, Step, Subtree, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Decision:
     world_model_probs: np.ndarray | None = None
     visits: np.ndarray | None = None
     q: np.ndarray | None = None
+    subtree: Subtree | None = None  # behind the chosen action, where the next search starts from it
 
 
 @dataclass(slots=True)
@@ -43,6 +44,8 @@ class Episode:
     intrinsic: list[float] = field(default_factory=list)
     start: int = 0
     seen: set[int] = field(default_factory=set)  # states of the whole episode, see `Novelty`
+    subtree: Subtree | None = None  # what the last search found here
+    way: tuple[str, ...] = ()  # the actions that it begins with, see `Archive`
 
     @property
     def actions(self) -> list[str]:
@@ -58,6 +61,16 @@ class Episode:
         """What a policy may look at now."""
         recent = self.turns[-self.history_steps :] if self.history_steps else []
         return Situation(self.step.observation, self.step.valid_actions, tuple(recent), self.step.goal)
+
+    @property
+    def going_back(self) -> bool:
+        """Whether its next action is of the way that it begins with."""
+        return len(self.turns) < len(self.way)
+
+    def follow(self) -> Decision | None:
+        """The next step of the way, without visits to learn from; None where that action is not valid (any more)."""
+        action, valid = self.way[len(self.turns)], self.step.valid_actions
+        return Decision(valid.index(action), np.zeros(0, np.float32), 0.0) if action in valid else None
 
     def advance(
         self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, intrinsic: float = 0.0
@@ -76,9 +89,9 @@ class Episode:
         self.vectors.append(self.vector)
         self.action_ids.append(action_id)
         self.valid.append(self.step.valid_actions)
-        self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None))
+        self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None, subtree=None))
         self.intrinsic.append(intrinsic)
-        self.step, self.vector = step, vector
+        self.step, self.vector, self.subtree = step, vector, decision.subtree
 
     def cut(self, *, gamma: float, world_model_version: int, policy_version: int) -> Segment:
         """The steps since the last cut as a segment; the next one starts here."""
@@ -125,9 +138,11 @@ class Episode:
             "number": self.number,
             "start": self.start,
             "actions": self.actions,
+            "way": list(self.way),
             "feedback": self.step.observation.feedback,
             "decisions": [decision_state(decision) for decision in self.decisions],
             "intrinsic": list(self.intrinsic),
+            "subtree": subtree_state(self.subtree),
         }
 
 
@@ -139,6 +154,7 @@ def decision_state(decision: Decision) -> dict[str, Any]:
         "visit_probs": decision.visit_probs.tolist(),
         "root_value": decision.root_value,
         "prior_logprobs": None if prior is None else prior.tolist(),
+        "subtree": subtree_state(decision.subtree),
     }
 
 
@@ -150,4 +166,18 @@ def decision_from_state(state: dict[str, Any]) -> Decision:
         visit_probs=np.array(state["visit_probs"], np.float32),
         root_value=state["root_value"],
         prior_logprobs=None if prior is None else np.array(prior, np.float32),
+        subtree=subtree_from_state(state["subtree"]),
     )
+
+
+def subtree_state(subtree: Subtree | None) -> list[list] | None:
+    """A subtree as plain lists."""
+    return None if subtree is None else [subtree.actions.tolist(), subtree.visits.tolist(), subtree.q.tolist()]
+
+
+def subtree_from_state(state: list[list] | None) -> Subtree | None:
+    """A subtree as `subtree_state` wrote it."""
+    if state is None:
+        return None
+    actions, visits, q = state
+    return Subtree(np.array(actions, np.int32), np.array(visits, np.int32), np.array(q, np.float64))

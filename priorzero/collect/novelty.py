@@ -1,9 +1,9 @@
 """Count-based exploration, as collection adds it to what the search decides.
 
 For games whose points lie many right actions apart. A state that was rarely entered is rewarded (Bellemare et al. 2016,
-arXiv 1606.01868), once an episode (as in Raileanu and Rocktaeschel 2020, arXiv 2002.12292); and a share of the steps
-takes the action that was taken least often in that state, whatever the search says. A state is what `NoveltyConfig.of`
-shows of it.
+arXiv 1606.01868), once an episode (as in Raileanu and Rocktaeschel 2020, arXiv 2002.12292); a share of the steps takes
+the action that was taken least often in that state, whatever the search says; and a share of the episodes first goes
+back to a state that was reached before (see `archive`). A state is what `NoveltyConfig.of` shows of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from priorzero.collect.archive import Archive, Way
 from priorzero.types import Observation, Step
 
 
@@ -29,28 +30,43 @@ class NoveltyConfig:
 
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
+    return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
     of: Sequence[str]  # parts of the observation that tell states apart
 
     def __post_init__(self) -> None:
         parts = Observation._fields
-        if self.weight < 0 or not 0 <= self.try_share <= 1 or not self.of or not set(self.of) <= set(parts):
+        shares = (self.try_share, self.return_share)
+        fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
+        if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
-                f"collector.novelty is {self}: the weight must not be negative, try_share lies between 0 and 1, and "
-                f"`of` names one or more of {', '.join(parts)}"
+                f"collector.novelty is {self}: the weight must not be negative, try_share and return_share lie between "
+                f"0 and 1, and `of` names one or more of {', '.join(parts)}"
             )
 
 
 class Novelty:
-    """How often each state was entered, and each action taken in it, over all episodes: a number for each, kept."""
+    """How often each state was entered, each action taken in it, and how to get there, over all episodes."""
 
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
         self._entered: dict[int, int] = {}  # by state
         self._taken: dict[int, int] = {}  # by state and action
+        self.archive = Archive()  # empty where no episode goes back
 
     def __len__(self) -> int:
-        """States that were entered; counted only where they are rewarded."""
-        return len(self._entered)
+        """States that were entered; counted only where they are rewarded or gone back to."""
+        return max(len(self._entered), len(self.archive))
+
+    def begin(self, game: str, rng: np.random.Generator) -> Way | None:
+        """How the next episode of the game begins: None for most of them, as ever.
+
+        Args:
+            game: its name.
+            rng: not asked where ``return_share`` is 0.
+        """
+        if not self.config.return_share or rng.random() >= self.config.return_share:
+            return None
+        return self.archive.draw(game, rng)
 
     def choose(self, step: Step, index: int, rng: np.random.Generator) -> int:
         """The action to take in ``step``: mostly that of ``index``, and for ``try_share`` of the steps the rarest.
@@ -69,35 +85,43 @@ class Novelty:
         self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1
         return index
 
-    def visit(self, step: Step, seen: set[int]) -> float:
+    def visit(self, step: Step, seen: set[int], seed: int, actions: Sequence[str]) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
 
         Args:
             step: where the action led to.
             seen: the states of the running episode; the state is added, and is paid for once.
+            seed: of the episode.
+            actions: of the episode, the last one included.
         """
-        state = self.mark(step, seen)
-        if state is None:
+        state = _number(self._shown(step))
+        first = self.mark(step, seen)
+        if self.config.return_share and not step.done:
+            self.archive.enter(step.game, state, Way(seed, tuple(actions), step.score), first=first)
+        if not first or not self.config.weight:
             return 0.0
         self._entered[state] = self._entered.get(state, 0) + 1
         return self.config.weight / self._entered[state] ** 0.5
 
-    def mark(self, step: Step, seen: set[int]) -> int | None:
-        """Add the state to those of the episode; None where it is among them or where there is no reward for any."""
-        if not self.config.weight:
-            return None
+    def mark(self, step: Step, seen: set[int]) -> bool:
+        """Add the state to those of the episode; whether it was not among them. Nothing is asked, nothing is kept."""
+        if not (self.config.weight or self.config.return_share):
+            return False
         state = _number(self._shown(step))
-        if state in seen:
-            return None
+        first = state not in seen
         seen.add(state)
-        return state
+        return first
 
     def _shown(self, step: Step) -> str:
         return "\0".join((step.game, *(getattr(step.observation, part) for part in self.config.of)))
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, as tensors: few bytes in a checkpoint."""
-        return {"entered": _tensors(self._entered), "taken": _tensors(self._taken)}
+        return {
+            "entered": _tensors(self._entered),
+            "taken": _tensors(self._taken),
+            "archive": self.archive.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counts of ``state_dict``."""
@@ -105,6 +129,7 @@ class Novelty:
             dict(zip(keys.tolist(), counts.tolist(), strict=True))
             for keys, counts in (state["entered"], state["taken"])
         )
+        self.archive.load_state_dict(state["archive"])
 
 
 def _number(*texts: str) -> int:

@@ -6,17 +6,17 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from priorzero.collect.episode import Decision, Episode
 from priorzero.prior.base import Prior
-from priorzero.search import GumbelConfig, SearchConfig, gumbel_search, search
+from priorzero.search import GumbelConfig, SearchConfig, earlier_edges, gumbel_search, search, search_tree, subtree
 from priorzero.search import root as roots
 from priorzero.text.encoder import SentenceEncoder
 from priorzero.text.vocabulary import ActionVocabulary
-from priorzero.types import Context, Observation, Root, SearchResult
+from priorzero.types import Context, Edges, Observation, Root, SearchResult, Subtree
 from priorzero.world_model.planner import Planner
 
 POLICIES = ("random", "prior", "wm", "wm_prior")
@@ -50,6 +50,7 @@ class _Found:
     result: SearchResult
     policy: np.ndarray  # [B, A], the target to learn from
     index: np.ndarray  # [B], the action to play
+    subtrees: Sequence[Subtree | None]  # B, behind that action
 
 
 class Player:
@@ -155,7 +156,8 @@ class Player:
         legal = actions >= 0
         wm_probs = roots.masked_softmax(predicted.logits, legal)
         probs = wm_probs if priors is None else self._mix(wm_probs, priors, legal)
-        found = self._search(planner, actions, probs, predicted.value, explore)
+        root = Root(actions, probs, predicted.value, self._earlier(actions, episodes))
+        found = self._search(planner, root, explore)
         self.seconds["search"] += time.perf_counter() - start
         return [
             Decision(
@@ -166,23 +168,32 @@ class Player:
                 world_model_probs=wm_probs[i, :n],
                 visits=found.result.visits[i, :n],
                 q=found.result.q[i, :n],
+                subtree=found.subtrees[i],
             )
             for i, n in enumerate(len(e.step.valid_actions) for e in episodes)
         ]
 
-    def _search(
-        self, planner: Planner, actions: np.ndarray, probs: np.ndarray, value: np.ndarray, explore: bool
-    ) -> _Found:
-        legal, noise = actions >= 0, self.explore
+    def _earlier(self, actions: np.ndarray, episodes: Sequence[Episode]) -> Edges | None:
+        if isinstance(self.search_config, GumbelConfig) or not self.search_config.reuse:
+            return None
+        return earlier_edges(actions, [episode.subtree for episode in episodes])
+
+    def _search(self, planner: Planner, root: Root, explore: bool) -> _Found:
+        legal, noise, none = root.legal, self.explore, [None] * len(root.actions)
         if isinstance(self.search_config, GumbelConfig):
-            rng = self.rng if explore else None
-            result = gumbel_search(planner, Root(actions, probs, value), self.search_config, rng)
-            return _Found(result, result.policy, result.action)
+            result = gumbel_search(planner, root, self.search_config, self.rng if explore else None)
+            return _Found(result, result.policy, result.action, none)
         if explore:
-            probs = roots.add_noise(probs, legal, noise.dirichlet_alpha, noise.dirichlet_fraction, self.rng)
-        result = search(planner, Root(actions, probs, value), self.search_config)
-        index = roots.choose(result.visits, legal, noise.temperature if explore else 0.0, self.rng, probs)
-        return _Found(result, result.visit_probs, index)
+            probs = roots.add_noise(root.probs, legal, noise.dirichlet_alpha, noise.dirichlet_fraction, self.rng)
+            root = replace(root, probs=probs)
+        tree = None
+        if self.search_config.reuse:
+            result, tree = search_tree(planner, root, self.search_config)
+        else:
+            result = search(planner, root, self.search_config)
+        index = roots.choose(result.visits, legal, noise.temperature if explore else 0.0, self.rng, root.probs)
+        subtrees = none if tree is None else [subtree(tree, row, int(slot)) for row, slot in enumerate(index)]
+        return _Found(result, result.visit_probs, index, subtrees)
 
     def _mix(self, wm_probs: np.ndarray, priors: Sequence[np.ndarray], legal: np.ndarray) -> np.ndarray:
         llm_probs = np.zeros_like(wm_probs)

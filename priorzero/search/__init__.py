@@ -3,7 +3,7 @@
 from priorzero.search.gumbel import GumbelConfig, GumbelResult, gumbel_search
 from priorzero.search.reanalyse import Reanalysis, StoredStates, reanalyse
 from priorzero.search.root import add_noise, choose, entropy_weight, llm_weights, masked_softmax, mix_priors
-from priorzero.search.search import Model, SearchConfig, TreeModel, search
+from priorzero.search.search import Model, SearchConfig, TreeModel, earlier_edges, search, search_tree, subtree
 
 __all__ = [
     "GumbelConfig",
@@ -15,6 +15,7 @@ __all__ = [
     "TreeModel",
     "add_noise",
     "choose",
+    "earlier_edges",
     "entropy_weight",
     "gumbel_search",
     "llm_weights",
@@ -22,4 +23,6 @@ __all__ = [
     "mix_priors",
     "reanalyse",
     "search",
+    "search_tree",
+    "subtree",
 ]

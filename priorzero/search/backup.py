@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from priorzero.search.tree import NO_PARENT, ROOT, UNVISITED, Tree, allocate, widen
-from priorzero.types import Expansion, Root
+from priorzero.types import Edges, Expansion, Root
 
 OK = 0
 FAULTS = (
@@ -23,7 +23,7 @@ FAULTS = (
 def plant(root: Root, nodes: int) -> Tree:
     """Makes trees with room for ``nodes`` nodes that hold only ``root``.
 
-    The root counts as visited once, with the value that the model gave it.
+    The root counts as visited once, with the value that the model gave it, and as often as ``root.earlier`` says.
 
     Raises:
         ValueError: An array of ``root`` has a wrong type, shape or content; a row has no legal action.
@@ -36,7 +36,27 @@ def plant(root: Root, nodes: int) -> Tree:
     tree.probs[:, ROOT] = root.probs
     nowhere = np.full(batch, NO_PARENT, np.int32)
     _raise_fault("root", *add_and_backup(tree, ROOT, nowhere, nowhere, 1.0))
+    if root.earlier is not None:
+        _remember(tree, root.legal, root.earlier)
     return tree
+
+
+def _remember(tree: Tree, legal: np.ndarray, earlier: Edges) -> None:
+    """Start the roots' edges from an earlier search."""
+    visits, q = earlier.visits, earlier.q
+    _check_array("root: earlier.visits", visits, np.int32, legal.shape)
+    _check_array("root: earlier.q", q, np.float64, legal.shape)
+    seen = visits > 0
+    if (visits < 0).any() or (seen & ~legal).any() or not np.isfinite(q).all():
+        raise ValueError(
+            "root: earlier visits lie on legal actions and are not negative, and every earlier Q is finite"
+        )
+    tree.earlier_visits[:], tree.earlier_q[:] = visits, np.where(seen, q, 0.0)
+    tree.child_visits[:, ROOT], tree.child_q[:, ROOT] = visits, tree.earlier_q
+    tree.visits[:, ROOT] += visits.sum(-1, dtype=np.int32)
+    tree.value_sum[:, ROOT] += (visits * tree.earlier_q).sum(-1)
+    tree.q_min[:] = np.where(seen, q, np.inf).min(-1)
+    tree.q_max[:] = np.where(seen, q, -np.inf).max(-1)
 
 
 def check_root(root: Root) -> None:
@@ -128,9 +148,14 @@ def add_and_backup(
             above = tree.parent[b, at]
             if above == NO_PARENT:
                 break
-            q = tree.reward[b, at] + gamma * (tree.value_sum[b, at] / tree.visits[b, at])
-            tree.child_visits[b, above, tree.slot[b, at]] = tree.visits[b, at]
-            tree.child_q[b, above, tree.slot[b, at]] = q
+            count, taken = tree.visits[b, at], tree.slot[b, at]
+            q = tree.reward[b, at] + gamma * (tree.value_sum[b, at] / count)
+            if above == ROOT and tree.earlier_visits[b, taken] > 0:
+                before = tree.earlier_visits[b, taken]
+                q = (before * tree.earlier_q[b, taken] + count * q) / (before + count)
+                count += before
+            tree.child_visits[b, above, taken] = count
+            tree.child_q[b, above, taken] = q
             tree.q_min[b] = min(tree.q_min[b], q)
             tree.q_max[b] = max(tree.q_max[b], q)
             gain = tree.reward[b, at] + gamma * gain

@@ -73,6 +73,8 @@ def gumbel_search(
     Raises:
         ValueError: ``root`` or an answer of the model has a wrong type, shape or content; the message names it.
     """
+    if root.earlier is not None:
+        raise ValueError("Gumbel search cannot start from an earlier one: sequential halving counts visits from zero")
     tree = plant(root, config.simulations + 1)  # also checks the root
     legal = root.legal
     logits = np.log(np.maximum(root.probs.astype(np.float64), TINY))

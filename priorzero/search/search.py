@@ -6,7 +6,7 @@ whole batch, and algorithms differ by the selection function that they hand to `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from priorzero.search.backup import attach, check_root, plant
 from priorzero.search.select import exploration_table, select_puct
-from priorzero.search.tree import ROOT, Tree
-from priorzero.types import Expansion, Root, SearchResult
+from priorzero.search.tree import ROOT, UNVISITED, Tree
+from priorzero.types import Edges, Expansion, Root, SearchResult, Subtree
 
 Select = Callable[[Tree, int, np.ndarray, np.ndarray, np.ndarray], None]
 """(tree, simulation, parent, slot, action): reads the trees, writes the last three, each [B] int32."""
@@ -74,6 +74,7 @@ class SearchConfig:
         c_base: Visits at which the weight of the prior starts to grow.
         gamma: Discount of the world model's returns.
         minmax_floor: Smallest range of Q in a tree that is stretched to 0..1; smaller differences stay small.
+        reuse: Whether the next search of an episode starts from what this one found behind the played action.
     """
 
     simulations: int
@@ -81,6 +82,7 @@ class SearchConfig:
     c_base: float
     gamma: float
     minmax_floor: float
+    reuse: bool
 
     def __post_init__(self) -> None:
         check_constants(self.simulations, self.gamma, self.minmax_floor)
@@ -105,20 +107,32 @@ def search(model: Model | TreeModel, root: Root, config: SearchConfig) -> Search
         that the simulations backed up, as it is for every other node.
 
     Raises:
-        ValueError: ``root`` or an answer of the model has a wrong type, shape or content; the message names it.
+        ValueError: ``root`` or an answer of the model has a wrong type, shape or content; the message names it. Or the
+            model grows the trees itself, and ``root.earlier`` is given: it cannot start from that.
     """
+    if not isinstance(model, TreeModel):
+        return search_tree(model, root, config)[0]
+    check_root(root)
+    if root.earlier is not None:
+        raise ValueError(
+            "a model that grows the trees itself cannot start from an earlier search: keep trees on the host"
+        )
     exploration = exploration_table(config.simulations, config.c_init, config.c_base)
-    if isinstance(model, TreeModel):
-        check_root(root)
-        visits, q, value = model.grow_puct(root, exploration, float(config.minmax_floor), float(config.gamma))
-        return SearchResult(visits, q.astype(np.float32), value.astype(np.float32))
+    visits, q, value = model.grow_puct(root, exploration, float(config.minmax_floor), float(config.gamma))
+    return SearchResult(visits, q.astype(np.float32), value.astype(np.float32))
+
+
+def search_tree(model: Model, root: Root, config: SearchConfig) -> tuple[SearchResult, Tree]:
+    """`search`, and the trees that it has grown: `subtree` reads from them what the next search can start from."""
+    most = config.simulations + (0 if root.earlier is None else int(root.earlier.visits.sum(-1).max()))
+    exploration = exploration_table(most, config.c_init, config.c_base)
 
     def select(tree: Tree, _: int, parent: np.ndarray, slot: np.ndarray, action: np.ndarray) -> None:
         select_puct(tree, exploration, float(config.minmax_floor), parent, slot, action)
 
     tree = plant(root, config.simulations + 1)
     tree = grow(tree, model, select, config.simulations, config.gamma)
-    return SearchResult(*root_statistics(tree, root.actions.shape[1]))
+    return SearchResult(*root_statistics(tree, root.actions.shape[1])), tree
 
 
 def grow(tree: Tree, model: Model, select: Select, simulations: int, gamma: float) -> Tree:
@@ -138,6 +152,38 @@ def root_statistics(tree: Tree, width: int) -> tuple[np.ndarray, np.ndarray, np.
     q = tree.child_q[:, ROOT, :width].astype(np.float32)
     value = (tree.value_sum[:, ROOT] / tree.visits[:, ROOT]).astype(np.float32)
     return visits, q, value
+
+
+def subtree(tree: Tree, row: int, slot: int) -> Subtree:
+    """What the search of ``row`` found behind the root's action at ``slot``; empty where it was never taken.
+
+    Only what this search imagined there, not what it started from: the states below were not seen by the former one.
+    """
+    node = tree.child[row, ROOT, slot]
+    if node == UNVISITED:
+        return Subtree(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
+    visits = tree.child_visits[row, node, : tree.width[row, node]]
+    seen = np.flatnonzero(visits)
+    return Subtree(tree.actions[row, node, seen], visits[seen], tree.child_q[row, node, seen])
+
+
+def earlier_edges(actions: np.ndarray, subtrees: Sequence[Subtree | None]) -> Edges:
+    """What subtrees say of the actions that are now to be searched.
+
+    The states that the former search imagined are not searched on: the world has now been seen as it is, and the model
+    reads another sequence. What it found of each action counts like visits of this search, as long as the action is
+    valid; of the others there is nothing left.
+
+    Args:
+        actions: [B, A] int32 ids of the valid actions, -1 where padded.
+        subtrees: B, None where there is none.
+    """
+    edges = Edges(np.zeros(actions.shape, np.int32), np.zeros(actions.shape, np.float64))
+    for row, known in enumerate(subtrees):
+        if known is not None:
+            _, at, of = np.intersect1d(actions[row], known.actions, return_indices=True)
+            edges.visits[row, at], edges.q[row, at] = known.visits[of], known.q[of]
+    return edges
 
 
 def check_constants(simulations: int, gamma: float, minmax_floor: float) -> None:

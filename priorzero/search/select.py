@@ -28,7 +28,7 @@ def select_puct(
 
     At each node the action with the highest score is followed, the lowest slot among equals:
     ``score(a) = P(a) exploration[N] / (1 + n(a)) + (Q(a) - q_min) / max(q_max - q_min, floor)``.
-    n(a) counts the visits of the child, N is their sum over the actions. Q of an unvisited action is the plain mean
+    n(a) counts the visits of the action, N is their sum over the actions. Q of an unvisited action is the plain mean
     of Q over the visited ones. Where none is visited only the prior counts.
 
     Args:

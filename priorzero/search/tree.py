@@ -29,13 +29,15 @@ class Tree(NamedTuple):
     reward: np.ndarray  # [B, N] float64, of the step into the node; 0 at the root
     value: np.ndarray  # [B, N] float64, the model's value of the state
     value_sum: np.ndarray  # [B, N] float64, of the backed-up values; value_sum / visits is the node's value v
+    earlier_visits: np.ndarray  # [B, A] int32, visits of the root's actions in an earlier search
+    earlier_q: np.ndarray  # [B, A] float64, and their Q
     q_min: np.ndarray  # [B] float64, lowest Q ever backed up in the tree
     q_max: np.ndarray  # [B] float64, highest
     actions: np.ndarray  # [B, N, W] int32, ids of the vocabulary, -1 where padded
     probs: np.ndarray  # [B, N, W] float32, prior
     child: np.ndarray  # [B, N, W] int32, node behind the action, or UNVISITED
-    child_visits: np.ndarray  # [B, N, W] int32, visits of that node; 0 where unvisited
-    child_q: np.ndarray  # [B, N, W] float64, Q = reward + gamma v(child); 0 where unvisited
+    child_visits: np.ndarray  # [B, N, W] int32, visits of that node and, at the root, earlier ones; 0 where unvisited
+    child_q: np.ndarray  # [B, N, W] float64, Q = reward + gamma v(child), their mean; 0 where unvisited
 
     ROOT = ROOT
     UNVISITED = UNVISITED
@@ -61,6 +63,8 @@ def allocate(batch: int, nodes: int, width: int) -> Tree:
         reward=np.empty(per_node, np.float64),
         value=np.empty(per_node, np.float64),
         value_sum=np.empty(per_node, np.float64),
+        earlier_visits=np.zeros((batch, width), np.int32),
+        earlier_q=np.zeros((batch, width), np.float64),
         q_min=np.full(batch, np.inf),
         q_max=np.full(batch, -np.inf),
         actions=np.empty(per_slot, np.int32),

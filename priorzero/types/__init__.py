@@ -25,6 +25,7 @@ from priorzero.types.batches import PackedPrompts, PolicyBatch, TensorRecord, To
 from priorzero.types.language import Answer, Dialogue, Generation, Imagined, Message, PromptRow
 from priorzero.types.play import (
     Context,
+    Edges,
     EpisodeResult,
     Expansion,
     Observation,
@@ -35,6 +36,7 @@ from priorzero.types.play import (
     SegmentId,
     Situation,
     Step,
+    Subtree,
     Turn,
 )
 
@@ -42,6 +44,7 @@ __all__ = [
     "Answer",
     "Context",
     "Dialogue",
+    "Edges",
     "EpisodeResult",
     "Expansion",
     "Generation",
@@ -58,6 +61,7 @@ __all__ = [
     "SegmentId",
     "Situation",
     "Step",
+    "Subtree",
     "TensorRecord",
     "TokenBatch",
     "Turn",

@@ -84,12 +84,30 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Subtree:
+    """What a search found behind an action that was then taken: how the actions that may follow were searched."""
+
+    actions: np.ndarray  # [K] int32 ids of the vocabulary
+    visits: np.ndarray  # [K] int32, above 0
+    q: np.ndarray  # [K] float64
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """What is known of the actions of a root before it is searched."""
+
+    visits: np.ndarray  # [B, A] int32
+    q: np.ndarray  # [B, A] float64, 0 where there are no visits
+
+
+@dataclass(frozen=True, slots=True)
 class Root:
     """The decision to search from. Actions are ids of the vocabulary, -1 where padded."""
 
     actions: np.ndarray  # [B, A] int32
     probs: np.ndarray  # [B, A] float32, prior with noise already mixed in, 0 where padded
     value: np.ndarray  # [B] float32
+    earlier: Edges | None = None  # of an earlier search; None: nothing
 
     @property
     def legal(self) -> np.ndarray:

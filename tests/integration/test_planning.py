@@ -15,7 +15,7 @@ from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig
 
 SIMULATIONS, LENGTH = 60, 4
 GAME = Corridor(LENGTH)
-PUCT = SearchConfig(SIMULATIONS, 1.25, 19652.0, 0.9, 0.1)
+PUCT = SearchConfig(SIMULATIONS, 1.25, 19652.0, 0.9, 0.1, False)
 GUMBEL = GumbelConfig(SIMULATIONS, 3, 50.0, 0.1, 0.9, 0.1)
 KINDS = {
     "host": lambda model, config: Planner(model, config),

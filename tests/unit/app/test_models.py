@@ -51,6 +51,10 @@ def test_updates_are_recorded_on_a_gpu(changes: list[str], recorded: bool, tmp_p
         (["world_model.record=often"], r"world_model\.record=often: use auto, true or false"),
         (["world_model.planner.precision=half"], r"planner\.precision=half: use one of auto, float32, bfloat16, int8"),
         (["world_model.planner.tree=gpu"], r"planner\.tree=gpu: use one of auto, host, device"),
+        (
+            ["search.config.reuse=true", "world_model.planner.tree=device"],
+            r"reuse=true reads the trees.*planner\.tree=host",
+        ),
         (["data.policy_batch_size=6"], r"data\.policy_batch_size=6 samples cannot .*trainer\.policy_micro_batch=4:"),
         (["data.reanalysis_ratio=1.01"], r"data\.reanalysis_ratio=1\.01.*between 0 and 1"),
         (["data.reanalysis_ratio=0.5", "mode=llm"], r"reanalysis_ratio=0\.5 makes targets.*mode=llm trains none"),

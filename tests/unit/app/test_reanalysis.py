@@ -18,7 +18,7 @@ from priorzero.types import Context, Root, Segment
 from priorzero.world_model.model import UniZero, UniZeroConfig
 from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig
 
-SEARCH = SearchConfig(simulations=6, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01)
+SEARCH = SearchConfig(simulations=6, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01, reuse=False)
 SIZES = UniZeroConfig(
     observation_width=3, action_width=3, width=16, layers=1, heads=2, dropout=0.0, latent_norm="layernorm",
     support_limit=5, window_steps=4, max_positions=40,

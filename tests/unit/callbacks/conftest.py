@@ -40,7 +40,7 @@ def player(encoder: SentenceEncoder) -> Player:
         vocabulary=ActionVocabulary(encoder.encode, encoder.width),
         planner=None,
         prior=None,
-        search=SearchConfig(simulations=2, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01),
+        search=SearchConfig(simulations=2, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01, reuse=False),
         root_prior=RootPriorConfig(
             llm_weight=0, llm_weight_end=0, anneal_env_steps=0, llm_from_env_step=0, llm_weight_unsure=None
         ),
@@ -66,7 +66,7 @@ def make_collector(envs: VectorEnv, player: Player) -> Iterator[Callable[..., Co
     ) -> Collector:
         config = CollectConfig(
             num_envs=2, groups=1, policy="random", segment_steps=4, history_steps=0, gamma=0.9, seed=0,
-            novelty=NoveltyConfig(weight=0.0, try_share=0.0, of=("look",)),
+            novelty=NoveltyConfig(weight=0.0, try_share=0.0, return_share=0.0, of=("look",)),
         )  # fmt: skip
         actor = Actor(envs, [game or CorridorSpec(4)], player, config)
         replay = Replay(10_000, prioritised=True, alpha=1.0, beta=0.4, gamma=0.9, seed=0)

@@ -67,7 +67,7 @@ def make_player(encoder: SentenceEncoder, prior: LLMPrior) -> Callable[..., Play
             "vocabulary": ActionVocabulary(encoder.encode, encoder.width),
             "planner": planner,
             "prior": prior,
-            "search": SearchConfig(simulations=8, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01),
+            "search": SearchConfig(simulations=8, c_init=1.25, c_base=19652, gamma=0.9, minmax_floor=0.01, reuse=False),
             "root_prior": MIX,
             "explore": ExploreConfig(
                 dirichlet_alpha=0.3, dirichlet_fraction=0.25, temperature=1.0, prior_temperature=1.0

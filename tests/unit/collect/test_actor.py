@@ -6,6 +6,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from priorzero.collect.novelty import NoveltyConfig
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment
 
-NONE, NEW = (NoveltyConfig(weight=weight, try_share=0.0, of=("look",)) for weight in (0.0, 0.5))
+NONE, NEW = (NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, of=("look",)) for weight in (0.0, 0.5))
 GAMES = (CorridorSpec(3), CorridorSpec(4))
 
 
@@ -118,12 +119,49 @@ def test_segments_carry_the_versions_that_played(envs, make_player):
     assert {(s.world_model_version, s.policy_version) for s in actor.tick()} == {(4, 2)}
 
 
+def test_episodes_go_back_to_where_others_have_been(envs, make_player):
+    """They take the same actions and come to the same states; these steps count, and carry no visits to learn from."""
+    novelty = replace(NEW, return_share=1.0)
+    actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, policy="wm", novelty=novelty))
+    ways: dict[int, tuple[str, ...]] = {}
+    segments, steps = [], 0
+    for _ in range(60):
+        segments += actor.tick()
+        steps += 2
+        ways |= {episode.number: episode.way for episode in actor._episodes}
+    assert actor.env_steps == steps
+    assert actor.lost_ways == 0
+    assert [ways[n] for n in (0, 1)] == [(), ()]  # nothing was known
+    assert any(len(way) > 1 for way in ways.values())
+    firsts = [segment for segment in segments if segment.start == 0]
+    assert len(firsts) > 4
+    for segment in firsts:
+        n = len(ways[segment.episode])
+        assert segment.actions[:n] == ways[segment.episode]
+        assert [len(probs) > 0 for probs in segment.visit_probs] == [t >= n for t in range(len(segment))]
+        assert not segment.intrinsic[:n].any()
+
+
+def test_a_way_that_is_lost_is_left(envs, make_player):
+    actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, novelty=replace(NEW, return_share=1.0)))
+    actor.tick()
+    episode = actor._episodes[0]
+    episode.way = (*episode.actions, "sing")
+    actor.tick()
+    assert (actor.lost_ways, episode.way, len(episode.turns)) == (1, (), 2)
+    assert all(len(decision.visit_probs) for decision in episode.decisions)  # it was decided for as ever
+
+
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("policy", ["random", "prior", "wm_prior"])
+@pytest.mark.parametrize("policy", ["random", "prior", "wm_prior", "reuse"])
 @pytest.mark.parametrize("ticks", [0, 1, 4, 11])
 def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
-    player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=replace(NEW, try_share=0.3))
+    search = replace(make_player().search_config, reuse=policy == "reuse")
+    make_player = partial(make_player, search=search)
+    policy = "wm" if policy == "reuse" else policy
+    novelty = replace(NEW, try_share=0.3, return_share=0.5)
+    player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=novelty)
     actor = Actor(envs, GAMES, player, config)
     for _ in range(ticks):
         actor.tick()

@@ -9,38 +9,44 @@ def step(look: str, inventory: str = "", game: str = "g", actions: tuple[str, ..
     return Step(Observation("You go.", look, inventory), 0.0, False, False, actions, 0.0, 1.0, game)
 
 
-def make(weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0) -> Novelty:
-    return Novelty(NoveltyConfig(weight=weight, try_share=try_share, of=of))
+def make(
+    weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0, return_share: float = 0.0
+) -> Novelty:
+    return Novelty(NoveltyConfig(weight=weight, try_share=try_share, return_share=return_share, of=of))
+
+
+def visit(novelty: Novelty, entered: Step, seen: set[int]) -> float:
+    return novelty.visit(entered, seen, 0, ["east"])
 
 
 def test_a_state_is_worth_less_in_every_episode():
     novelty = make()
     episodes = [set(), set(), set(), set()]
-    assert [novelty.visit(step("kitchen"), seen) for seen in episodes] == [2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0]
-    assert novelty.visit(step("attic"), episodes[0]) == 2.0
+    assert [visit(novelty, step("kitchen"), seen) for seen in episodes] == [2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0]
+    assert visit(novelty, step("attic"), episodes[0]) == 2.0
     assert len(novelty) == 2
 
 
 def test_an_episode_is_paid_once_for_a_state():
     novelty, seen = make(), set()
-    assert [novelty.visit(step("kitchen"), seen) for _ in range(3)] == [2.0, 0.0, 0.0]
-    assert novelty.visit(step("kitchen"), set()) == 2 / 2**0.5  # and counted once
+    assert [visit(novelty, step("kitchen"), seen) for _ in range(3)] == [2.0, 0.0, 0.0]
+    assert visit(novelty, step("kitchen"), set()) == 2 / 2**0.5  # and counted once
     novelty.mark(step("hall"), seen)  # where the episode began
-    assert novelty.visit(step("hall"), seen) == 0.0
+    assert visit(novelty, step("hall"), seen) == 0.0
 
 
 def test_the_chosen_parts_tell_states_apart():
     room, all_parts = make(of=("look",)), make(of=("look", "inventory"))
     for novelty, expected in ((room, 0.0), (all_parts, 2.0)):
         seen: set[int] = set()
-        assert novelty.visit(step("kitchen", "nothing"), seen) == 2.0
-        assert novelty.visit(step("kitchen", "a knife"), seen) == expected
-        assert novelty.visit(step("kitchen", "nothing", game="another"), seen) == 2.0
+        assert visit(novelty, step("kitchen", "nothing"), seen) == 2.0
+        assert visit(novelty, step("kitchen", "a knife"), seen) == expected
+        assert visit(novelty, step("kitchen", "nothing", game="another"), seen) == 2.0
 
 
 def test_without_weight_nothing_is_counted():
     novelty, seen = make(weight=0.0), set()
-    assert novelty.visit(step("kitchen"), seen) == 0.0
+    assert visit(novelty, step("kitchen"), seen) == 0.0
     assert (len(novelty), seen) == (0, set())
 
 
@@ -65,14 +71,14 @@ def test_without_a_share_the_policy_is_obeyed_and_no_number_is_drawn():
 
 def test_counts_survive():
     novelty, other = make(try_share=1.0), make(try_share=1.0)
-    novelty.visit(step("kitchen"), set())
+    visit(novelty, step("kitchen"), set())
     tried = {novelty.choose(step("kitchen"), 0, np.random.default_rng(0)) for _ in range(2)}
     other.load_state_dict(novelty.state_dict())
-    assert other.visit(step("kitchen"), set()) == 2 / 2**0.5
+    assert visit(other, step("kitchen"), set()) == 2 / 2**0.5
     assert {other.choose(step("kitchen"), 0, np.random.default_rng(0))} == {0, 1, 2} - tried
 
 
 @pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("room",)}])
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory"):
-        NoveltyConfig(**({"weight": 1.0, "try_share": 0.0, "of": ("look",)} | changes))
+        NoveltyConfig(**({"weight": 1.0, "try_share": 0.0, "return_share": 0.0, "of": ("look",)} | changes))

@@ -35,6 +35,7 @@ class Node:
     visits: int = 0
     value_sum: float = 0.0
     children: dict[int, Node] = field(default_factory=dict)  # slot to node
+    earlier: dict[int, tuple[int, float]] = field(default_factory=dict)  # slot to visits and Q of an earlier search
 
     @property
     def legal(self) -> list[int]:
@@ -44,11 +45,20 @@ class Node:
     def mean(self) -> float:
         return self.value_sum / self.visits
 
+    @property
+    def seen(self) -> list[int]:
+        return sorted(self.children.keys() | self.earlier.keys())
+
     def n(self, slot: int) -> int:
-        return self.children[slot].visits if slot in self.children else 0
+        own = self.children[slot].visits if slot in self.children else 0
+        return own + (self.earlier[slot][0] if slot in self.earlier else 0)
 
     def q(self, slot: int, gamma: float) -> float:
-        return self.children[slot].state.reward + gamma * self.children[slot].mean
+        parts = [self.earlier[slot]] if slot in self.earlier else []
+        if slot in self.children:
+            child = self.children[slot]
+            parts.append((child.visits, child.state.reward + gamma * child.mean))
+        return sum(n * q for n, q in parts) / sum(n for n, _ in parts)
 
 
 @dataclass
@@ -57,12 +67,17 @@ class Tree:
 
     world: World
     gamma: float
+    earlier: dict[int, tuple[int, float]] = field(default_factory=dict)
     root: Node = field(init=False)
     q_seen: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.root = Node(self.world(()), ())
+        self.root = Node(self.world(()), (), earlier=self.earlier)
         self.backup([self.root], [])
+        for visits, q in self.earlier.values():
+            self.root.visits += visits
+            self.root.value_sum += visits * q
+            self.q_seen.append(q)
 
     def simulate(self, rule: Callable[[Node], int]) -> None:
         nodes, slots = [self.root], []
@@ -88,27 +103,33 @@ class Tree:
 
     def result(self) -> tuple[list[int], list[float], float]:
         slots = range(len(self.root.state.actions))
-        q = [self.root.q(slot, self.gamma) if slot in self.root.children else 0.0 for slot in slots]
+        q = [self.root.q(slot, self.gamma) if slot in self.root.seen else 0.0 for slot in slots]
         return [self.root.n(slot) for slot in slots], q, self.root.mean
 
 
 def puct(
-    world: World, simulations: int, c_init: float, c_base: float, gamma: float, floor: float
+    world: World,
+    simulations: int,
+    c_init: float,
+    c_base: float,
+    gamma: float,
+    floor: float,
+    earlier: dict[int, tuple[int, float]] | None = None,
 ) -> tuple[list[int], list[float], float]:
     """Visits, Q and value at the root."""
-    tree = Tree(world, gamma)
+    tree = Tree(world, gamma, earlier or {})
 
     def rule(node: Node) -> int:
-        total = sum(child.visits for child in node.children.values())
+        total = sum(map(node.n, node.seen))
         if total == 0:
             return max(node.legal, key=lambda slot: (node.state.probs[slot], -slot))
-        qs = [node.q(slot, gamma) for slot in sorted(node.children)]
+        qs = [node.q(slot, gamma) for slot in node.seen]
         mean = sum(qs) / len(qs)
         low, high = min(tree.q_seen), max(tree.q_seen)
         exploration = (c_init + math.log((total + c_base + 1) / c_base)) * math.sqrt(total)
         scores = {}
         for slot in node.legal:
-            q = node.q(slot, gamma) if slot in node.children else mean
+            q = node.q(slot, gamma) if slot in node.seen else mean
             prior = node.state.probs[slot] * exploration / (1 + node.n(slot))
             scores[slot] = prior + (q - low) / max(high - low, floor)
         return max(scores, key=lambda slot: (scores[slot], -slot))

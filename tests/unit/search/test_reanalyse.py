@@ -12,7 +12,7 @@ from reference import Imagination, ImaginedModel, imagine
 from priorzero.search import GumbelConfig, SearchConfig, StoredStates, gumbel_search, masked_softmax, reanalyse, search
 from priorzero.types import Context, Root
 
-PUCT = SearchConfig(20, 1.25, 19652.0, 0.997, 0.01)
+PUCT = SearchConfig(20, 1.25, 19652.0, 0.997, 0.01, False)
 GUMBEL = GumbelConfig(20, 4, 50.0, 0.1, 0.997, 0.01)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Imagination, ImaginedModel, State, World, imagine, puct
 
-from priorzero.search.search import SearchConfig, search
-from priorzero.types import Expansion, Root
+from priorzero.search.search import SearchConfig, earlier_edges, search, search_tree, subtree
+from priorzero.types import Edges, Expansion, Root, Subtree
 
-CONFIG = SearchConfig(simulations=25, c_init=1.25, c_base=19652.0, gamma=0.997, minmax_floor=0.01)
+CONFIG = SearchConfig(simulations=25, c_init=1.25, c_base=19652.0, gamma=0.997, minmax_floor=0.01, reuse=False)
 
 imaginations = st.builds(
     Imagination,
@@ -26,7 +28,7 @@ imaginations = st.builds(
 
 
 def config(simulations: int, gamma: float = 0.997) -> SearchConfig:
-    return SearchConfig(simulations, c_init=1.25, c_base=19652.0, gamma=gamma, minmax_floor=0.01)
+    return SearchConfig(simulations, c_init=1.25, c_base=19652.0, gamma=gamma, minmax_floor=0.01, reuse=False)
 
 
 def fixed(table: dict[tuple[int, ...], State], otherwise: State) -> World:
@@ -71,6 +73,92 @@ def test_equals_the_plain_reference(hows: list[Imagination], simulations: int) -
         np.testing.assert_array_equal(result.visits[row, : how.root_width], visits)
         np.testing.assert_allclose(result.q[row, : how.root_width], q, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(result.value[row], value, rtol=1e-6, atol=1e-6)
+
+
+def test_an_earlier_search_counts_by_hand() -> None:
+    # Root: actions 7, 8 with priors 0.9, 0.1 and value 1; gamma 0.5. Action 8 was visited 3 times, with Q 2.
+    # 1. N = 3, c(N) sqrt(N) = (1.25 + log(19656 / 19652)) sqrt(3) = 2.1654. The bounds are 2..2, so every Q stretches
+    #    to 0. 7: 0.9 * 2.1654 = 1.949; 8: 0.1 * 2.1654 / 4 = 0.054. Action 7 makes node 1 (reward 0, value 4): Q = 2.
+    #    The root has the values 1, 2 (3 times) and 2: 9 / 5.
+    # 2. N = 4, c(N) sqrt(N) = 2.5005; all Q are 2. 7: 0.9 * 2.5005 / 2 = 1.125; 8: 0.1 * 2.5005 / 4 = 0.063.
+    #    So on to node 1, where 5 makes node 2 (reward 0, value 0): v(1) = 2 and Q(7) = 1. The root's values sum up to
+    #    9 + 0 = 9, of 6.
+    # 3. N = 5, c(N) sqrt(N) = 2.7957, the bounds are 0..2 (node 2 has Q 0). 7: 0.9 * 2.7957 / 3 + 1 / 2 = 1.339;
+    #    8: 0.1 * 2.7957 / 4 + 1 = 1.070: 7 again, on to node 1. There is nothing but 5, on to node 2: node 3, value 0.
+    #    v(1) = 4 / 3, Q(7) = 2 / 3; the values are 9 of 7.
+    # 4. N = 6, c(N) sqrt(N) = 3.0629. 7: 0.9 * 3.0629 / 4 + 1 / 3 = 1.022; 8: 0.1 * 3.0629 / 4 + 1 = 1.077: action 8
+    #    at last makes node 4 (reward 1, value 10): G = 6, and Q(8) = (3 * 2 + 6) / 4 = 3. The values are 15 of 8.
+    table = {
+        (): State(0, 1, [7, 8], [0.9, 0.1]),
+        (7,): State(0, 4, [5], [1.0]),
+        (8,): State(1, 10, [5], [1.0]),
+    }
+    model = ImaginedModel([fixed(table, State(0, 0, [5], [1.0]))])
+    earlier = Edges(np.array([[0, 3]], np.int32), np.array([[0.0, 2.0]]))
+    result, tree = search_tree(model, replace(model.root, earlier=earlier), config(4, gamma=0.5))
+    assert model.paths[0] == [(), (7,), (7, 5), (7, 5, 5), (8,)]
+    np.testing.assert_array_equal(result.visits, [[3, 4]])
+    np.testing.assert_allclose(result.q, [[2 / 3, 3.0]], rtol=1e-6)
+    np.testing.assert_allclose(result.value, [15 / 8], rtol=1e-6)
+    left = subtree(tree, 0, 0)  # behind 7: action 5 twice, with Q 0 and 0
+    assert [x.tolist() for x in (left.actions, left.visits, left.q)] == [[5], [2], [0.0]]
+    assert subtree(tree, 0, 1).visits.tolist() == []  # a node of this search, and nothing below it
+
+
+def test_what_is_not_valid_any_more_is_left_out() -> None:
+    known = Subtree(np.array([4, 9, 2], np.int32), np.array([3, 1, 2], np.int32), np.array([0.5, 1.5, -1.0]))
+    edges = earlier_edges(np.array([[2, 4, 7, -1], [5, -1, -1, -1]], np.int32), [known, None])
+    np.testing.assert_array_equal(edges.visits, [[2, 3, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(edges.q, [[-1.0, 0.5, 0, 0], [0, 0, 0, 0]])
+
+
+def test_an_action_that_was_never_taken_leaves_nothing() -> None:
+    model = ImaginedModel([imagine(Imagination(seed=0, root_width=3, width=2, holes=False))])
+    _, tree = search_tree(model, model.root, config(1))
+    assert sorted(len(subtree(tree, 0, slot).actions) for slot in range(3)) == [0, 0, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    hows=st.lists(imaginations, min_size=1, max_size=4),
+    simulations=st.integers(1, 50),
+    known=st.lists(st.tuples(st.integers(0, 11), st.integers(1, 30), st.integers(-8, 8)), max_size=8),
+)
+def test_with_an_earlier_search_it_equals_the_plain_reference(hows, simulations, known) -> None:
+    worlds = [imagine(how) for how in hows]
+    model = ImaginedModel(worlds)
+    legal = model.root.legal
+    edges = Edges(np.zeros(legal.shape, np.int32), np.zeros(legal.shape))
+    for slot, visits, q in known:
+        if slot < legal.shape[1]:
+            edges.visits[legal[:, slot], slot], edges.q[legal[:, slot], slot] = visits, q / 4
+    result, _ = search_tree(model, replace(model.root, earlier=edges), config(simulations))
+    for row, (how, world) in enumerate(zip(hows, worlds, strict=True)):
+        earlier = {
+            slot: (int(edges.visits[row, slot]), float(edges.q[row, slot]))
+            for slot in np.flatnonzero(edges.visits[row])
+        }
+        visits, q, value = puct(world, simulations, 1.25, 19652.0, 0.997, 0.01, earlier)
+        np.testing.assert_array_equal(result.visits[row, : how.root_width], visits)
+        np.testing.assert_allclose(result.q[row, : how.root_width], q, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(result.value[row], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("visits", "q", "message"),
+    [
+        ([[1, 1], [0, 1]], [[0.0, 0.0], [0.0, 0.0]], "legal"),
+        ([[-1, 1], [0, 0]], [[0.0, 0.0], [0.0, 0.0]], "negative"),
+        ([[1, 1], [0, 0]], [[np.nan, 0.0], [0.0, 0.0]], "finite"),
+        ([[1], [0]], [[0.0], [0.0]], "earlier.visits must be"),
+    ],
+)
+def test_refuses_a_bad_earlier_search(visits: list, q: list, message: str) -> None:
+    root = Root(
+        np.array([[1, 2], [3, -1]], np.int32), np.array([[0.5, 0.5], [1, 0]], np.float32), np.zeros(2, np.float32)
+    )
+    with pytest.raises(ValueError, match=message):
+        search_tree(Constant(), replace(root, earlier=Edges(np.array(visits, np.int32), np.array(q))), CONFIG)
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,7 +327,7 @@ def test_refuses_an_expansion_of_another_batch() -> None:
     ],
 )
 def test_refuses_bad_constants(change: dict[str, float], message: str) -> None:
-    good = {"simulations": 25, "c_init": 1.25, "c_base": 19652.0, "gamma": 0.997, "minmax_floor": 0.01}
+    good = {"simulations": 25, "c_init": 1.25, "c_base": 19652.0, "gamma": 0.997, "minmax_floor": 0.01, "reuse": False}
     with pytest.raises(ValueError, match=message):
         SearchConfig(**(good | change))
 

@@ -19,7 +19,7 @@ from priorzero.world_model.planner import DevicePlanner, Planner, PlannerConfig
 
 STEPS, SIMULATIONS, VOCABULARY = 3, 12, 30
 CONFIG = PlannerConfig(context_steps=STEPS, top_k=6, simulations=SIMULATIONS)
-PUCT = SearchConfig(SIMULATIONS, 1.25, 19652.0, 0.997, 0.01)
+PUCT = SearchConfig(SIMULATIONS, 1.25, 19652.0, 0.997, 0.01, False)
 GUMBEL = GumbelConfig(SIMULATIONS, 4, 50.0, 0.1, 0.997, 0.01)
 
 
@@ -110,7 +110,7 @@ def test_a_nan_is_an_error_and_does_not_stay(make_model: Callable[..., UniZero])
 def test_too_many_simulations(make_model: Callable[..., UniZero]) -> None:
     _, device = pair(make_model)
     with pytest.raises(ValueError, match="room for 12 simulations, not for 13"):
-        plan(device, 2, 0, SearchConfig(13, 1.25, 19652.0, 0.997, 0.01))
+        plan(device, 2, 0, SearchConfig(13, 1.25, 19652.0, 0.997, 0.01, False))
 
 
 def test_a_bad_root_is_refused_before_it_reaches_the_device(make_model: Callable[..., UniZero]) -> None:
@@ -211,7 +211,7 @@ def test_kernels_notice_what_is_not_finite(make_model: Callable[..., UniZero], t
     root = Root(actions, masked_softmax(said.logits, actions >= 0), said.value)
     planner.load_weights({name: torch.full_like(x, torch.nan) for name, x in planner.model.state_dict().items()})
     with pytest.raises(ValueError, match="row 0: the world model's rewards or values are not finite"):
-        search(planner, root, SearchConfig(2, 1.25, 19652.0, 0.997, 0.01))
+        search(planner, root, SearchConfig(2, 1.25, 19652.0, 0.997, 0.01, False))
 
 
 @pytest.mark.gpu

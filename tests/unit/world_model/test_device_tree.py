@@ -100,7 +100,7 @@ def test_puct_equals_the_plain_reference_in_200_cases(block: int, make_tree: Mak
         hows, gamma = imaginations(seed)
         worlds, simulations = [imagine(how) for how in hows], 1 + seed % 30
         model = OnTensors(worlds, make_tree)
-        result = search(model, model.root, SearchConfig(simulations, 1.25, 19652.0, gamma, 0.01))
+        result = search(model, model.root, SearchConfig(simulations, 1.25, 19652.0, gamma, 0.01, False))
         for row, (how, world) in enumerate(zip(hows, worlds, strict=True)):
             visits, q, value = puct(world, simulations, 1.25, 19652.0, gamma, 0.01)
             assert result.visits[row, : how.root_width].tolist() == visits, (seed, row)
