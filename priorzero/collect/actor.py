@@ -24,7 +24,7 @@ from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
 from priorzero.envs.vector import VectorEnv
-from priorzero.types import EpisodeResult, Segment
+from priorzero.types import EpisodeResult, Segment, Step
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Actor:
             return []
         with self._clock("env"):
             steps = self.envs.receive([s.slot for s in starts])
-        vectors = self.player.encode([step.observation for step in steps])
+        vectors = self._read(steps)
         episodes = [
             Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps, way=s.way)
             for s, step, vector in zip(starts, steps, vectors, strict=True)
@@ -184,17 +184,22 @@ class Actor:
             return
         with self._clock("env"):
             steps = self.envs.receive(slots)
-        vectors = self.player.encode([step.observation for step in steps])
+        vectors = self._read(steps)
         for i, (slot, step, vector) in enumerate(zip(slots, steps, vectors, strict=True)):
             episode, decision = self._episodes[slot], self._sent.pop(slot)
             text = episode.step.valid_actions[decision.index]
-            action = int(self.player.vocabulary.add(episode.step.game, [text])[0])
+            action = int(self.player.vocabulary.ids([text])[0])
             if intrinsic is None and not episode.going_back:
                 extra = self.novelty.visit(step, episode.seen, episode.seed, [*episode.actions, text])
             else:
                 self.novelty.mark(step, episode.seen)
                 extra = 0.0 if intrinsic is None else intrinsic[i]
             episode.advance(decision, action, step, vector, extra)
+
+    def _read(self, steps: Sequence[Step]) -> np.ndarray:
+        """The vectors of the observations. The actions become known too, for whoever learns from these steps."""
+        self.player.learn_actions(steps)
+        return self.player.encode([step.observation for step in steps])
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Generator[None]:

@@ -16,7 +16,7 @@ from priorzero.search import GumbelConfig, SearchConfig, earlier_edges, gumbel_s
 from priorzero.search import root as roots
 from priorzero.text.encoder import SentenceEncoder
 from priorzero.text.vocabulary import ActionVocabulary
-from priorzero.types import Context, Edges, Observation, Root, SearchResult, Subtree
+from priorzero.types import Context, Edges, Observation, Root, SearchResult, Step, Subtree
 from priorzero.world_model.planner import Planner
 
 POLICIES = ("random", "prior", "wm", "wm_prior")
@@ -208,12 +208,16 @@ class Player:
 
     # ------------------------------------------------------------------------------------------------------ arrays
 
-    def _actions(self, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the valid actions [B, A], padded with -1, and the actions known in each game [B, U]."""
-        new = [a for e in episodes for a in e.step.valid_actions if a not in self.vocabulary]
+    def learn_actions(self, steps: Sequence[Step]) -> list[np.ndarray]:
+        """Add the valid actions of these steps to the vocabulary; gives their ids, an [A] int32 for each step."""
+        new = [action for step in steps for action in step.valid_actions if action not in self.vocabulary]
         if new:
             self.encoder.encode(new)  # together, not game by game: the vocabulary finds them in the encoder's cache
-        ids = [self.vocabulary.add(e.step.game, e.step.valid_actions) for e in episodes]
+        return [self.vocabulary.add(step.game, step.valid_actions) for step in steps]
+
+    def _actions(self, episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the valid actions [B, A], padded with -1, and the actions known in each game [B, U]."""
+        ids = self.learn_actions([episode.step for episode in episodes])
         actions = np.full((len(ids), max(map(len, ids))), -1, np.int32)
         for row, some in zip(actions, ids, strict=True):
             row[: len(some)] = some

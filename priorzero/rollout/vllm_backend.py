@@ -282,6 +282,7 @@ def _start(model: str, engine: EngineConfig, lora: LoraSettings | None) -> Any:
         dtype=engine.dtype,
         max_model_len=engine.max_model_len,
         kv_cache_memory_bytes=int(engine.kv_cache_gib * _GIB),
+        **_least_share(engine),
         block_size=engine.block_size,
         enforce_eager=engine.enforce_eager,
         enable_sleep_mode=engine.sleep,
@@ -290,6 +291,14 @@ def _start(model: str, engine: EngineConfig, lora: LoraSettings | None) -> Any:
         generation_config="vllm",  # no sampling defaults from the model's folder
         **adapters,
     )
+
+
+def _least_share(engine: EngineConfig) -> dict[str, float]:
+    """On a GPU vLLM wants 92 % of it to be free when it starts, whatever it takes: here the trainer lives there too."""
+    if not torch.cuda.is_available():
+        return {}
+    _, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": min(engine.kv_cache_gib * _GIB / total, 1.0)}
 
 
 @contextmanager

@@ -4,6 +4,11 @@ While a thread records a graph, the device's random generator belongs to the rec
 another thread then, or a random number that is drawn there on the device, ends in "Offset increment outside graph
 capture encountered unexpectedly" (torch 2.11). So recordings wait until nothing of that goes on, and the other way
 round. What neither replays nor draws need not ask.
+
+A recording needs a cuBLAS workspace of its own. There is one for each stream, allocated when it is first needed: within
+a recording it lies in the memory of that graph, and later recordings use it too. When the first graph is dropped, or
+the workspaces are cleared (Lightning does so whenever a fit ends), the others go on writing to memory that is no longer
+theirs. So the workspaces are forgotten before and after each recording, and every graph keeps its own.
 """
 
 from __future__ import annotations
@@ -66,8 +71,15 @@ random_numbers = _turns.shared  # around code that may draw random numbers on a 
 @contextlib.contextmanager
 def recording(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Generator[None]:
     """Record what is launched within. Other threads may launch kernels meanwhile; only this one keeps to the rules."""
-    with _turns.alone(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        yield
+    with _turns.alone():
+        _forget_workspaces()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield
+        _forget_workspaces()
+
+
+def _forget_workspaces() -> None:
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 def replay(graph: torch.cuda.CUDAGraph) -> None:

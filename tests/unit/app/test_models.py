@@ -35,7 +35,9 @@ def test_the_player_plans_as_configured(changes: list[str], kind: type, tmp_path
     [([], True), (["trainer.detect_anomaly=true"], False), (["world_model.record=false"], False)],
 )
 def test_updates_are_recorded_on_a_gpu(changes: list[str], recorded: bool, tmp_path: Path, tiny_encoder: Path):
-    run = build_run(config(tmp_path, tiny_encoder, ["ablation=no_prior", "trainer=gpu", *changes]))
+    run = build_run(
+        config(tmp_path, tiny_encoder, ["llm=none", "prior=none", "mode=world_model", "trainer=gpu", *changes])
+    )
     run.close()
     assert (run.learners["world_model"].module._recorded is not None) == recorded
 

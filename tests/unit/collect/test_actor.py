@@ -142,6 +142,15 @@ def test_episodes_go_back_to_where_others_have_been(envs, make_player):
         assert not segment.intrinsic[:n].any()
 
 
+@pytest.mark.parametrize("policy", ["random", "prior"])
+def test_whoever_learns_from_a_step_knows_its_actions(policy, envs, make_player):
+    """Also those that nobody has taken, and where nobody has searched."""
+    actor = Actor(envs, GAMES, make_player(), collect_config(policy=policy))
+    for segment in (segment for _ in range(12) for segment in actor.tick()):
+        for actions in segment.valid_actions:
+            actor.player.vocabulary.ids(actions)
+
+
 def test_a_way_that_is_lost_is_left(envs, make_player):
     actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, novelty=replace(NEW, return_share=1.0)))
     actor.tick()

@@ -100,3 +100,25 @@ def test_graphs_are_recorded_and_replayed_while_others_draw_random_numbers():
     torch.cuda.synchronize()
     assert drawn
     assert 0 < (out == 0).sum() < 1000
+
+
+@pytest.mark.gpu
+def test_a_graph_outlives_the_one_before_it():
+    """Its matrix products must not use what was allocated for the first one."""
+    x, weight = (torch.randn(2048, 2048, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    graphs, outs = [], []
+    for _ in range(3):
+        torch.nn.functional.linear(x, weight, x[0])
+        graphs.append(torch.cuda.CUDAGraph())
+        with recording(graphs[-1]):
+            outs.append(torch.nn.functional.linear(x, weight, x[0]))
+    expected = torch.nn.functional.linear(x, weight, x[0])
+    for _ in range(2):
+        del graphs[0], outs[0]
+        torch._C._cuda_clearCublasWorkspaces()  # as Lightning does when a fit ends
+        torch.cuda.empty_cache()
+        others = [torch.zeros(2**22, device="cuda") for _ in range(64)]
+        replay(graphs[-1])
+        torch.cuda.synchronize()
+        torch.testing.assert_close(outs[-1], expected)
+        assert not any(other.any() for other in others)
