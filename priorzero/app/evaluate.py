@@ -82,7 +82,7 @@ def _saved_config(cfg: DictConfig, folder: Path) -> DictConfig:
     saved = cast(DictConfig, OmegaConf.load(file))
     saved.paths, saved.trainer = cfg.paths, cfg.trainer  # where and how it runs is not the checkpoint's business
     saved.world_model.planner = cfg.world_model.planner
-    for group in ("data", "collector"):  # a version before this one knew less, or other names
+    for group in ("data", "collector", "world_model"):  # a version before this one knew less, or other names
         now = OmegaConf.create(OmegaConf.to_container(cfg[group]))
         saved[group] = OmegaConf.merge(now, saved[group])
     if saved.search.config._target_ == cfg.search.config._target_:
@@ -111,7 +111,9 @@ def _parse(value: str) -> object:
 def _load(cfg: DictConfig, player: Player, folder: Path, games: GameSet) -> None:
     state = checkpoint.read(folder)
     own = fingerprint(cfg, games)
-    checkpoint.check(state, own | {"games": state["fingerprint"]["games"]}, folder)
+    saved = state["fingerprint"]
+    network = {name: own["world model"].get(name) for name in saved["world model"]}  # older versions knew fewer
+    checkpoint.check(state, own | {"games": saved["games"], "world model": network}, folder)
     player.vocabulary.load_state_dict(state["vocabulary"])
     player.env_steps = state["actor"]["env_steps"]
     world_model, policy = (checkpoint.player_weights(folder, name) for name in ("world_model", "policy"))

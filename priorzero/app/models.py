@@ -87,7 +87,6 @@ def network_config(cfg: DictConfig, sentence_width: int) -> UniZeroConfig:
     return UniZeroConfig(
         observation_width=sentence_width * len(cfg.env.observe),
         action_width=sentence_width,
-        window_steps=unroll,
         max_positions=2 * max(unroll + bootstrap + 1, context + cfg.search.config.simulations),
         **plain(cfg.world_model.network),
     )

@@ -58,7 +58,7 @@ def _episode(session: Session, policy: str, cfg: DictConfig) -> None:
 
 def _show(episode: Episode, decision: Decision, rows: int) -> None:
     step = episode.step
-    text = "\n\n".join(dict.fromkeys(part.strip() for part in step.observation if part.strip()))
+    text = "\n\n".join(dict.fromkeys(part.strip() for part in step.observation._replace(score="") if part.strip()))
     console.print(Panel(text, title=f"step {len(episode.turns)}, score {step.score:g} of {step.max_score:g}"))
     table = Table(box=None, header_style="bold")
     for name in ("#", "action", "prior", "world model", "visits", "value"):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from priorzero.collect.archive import Way
 from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state, subtree_from_state
 from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.collect.player import Player
@@ -63,6 +64,7 @@ class _Start:
     seed: int
     number: int
     way: tuple[str, ...] = ()  # the actions that it begins with
+    imitated: int = 0  # how many of them are policy targets
 
 
 class Actor:
@@ -149,7 +151,7 @@ class Actor:
         spec = self.games[number % len(self.games)]
         way = self.novelty.begin(spec.name, self.player.rng)
         if way is not None:
-            return _Start(slot, spec, way.seed, number, way.actions)
+            return _Start(slot, spec, way.seed, number, way.actions, self.novelty.imitated(spec.name, way))
         return _Start(slot, spec, self.config.seed * 1_000_003 + number + 1, number)
 
     def _ask(self, starts: list[_Start]) -> list[_Start]:
@@ -165,7 +167,7 @@ class Actor:
             steps = self.envs.receive([s.slot for s in starts])
         vectors = self._read(steps)
         episodes = [
-            Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps, way=s.way)
+            Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps, way=s.way, imitated=s.imitated)
             for s, step, vector in zip(starts, steps, vectors, strict=True)
         ]
         for episode in episodes:
@@ -190,7 +192,9 @@ class Actor:
             text = episode.step.valid_actions[decision.index]
             action = int(self.player.vocabulary.ids([text])[0])
             if intrinsic is None and not episode.going_back:
-                extra = self.novelty.visit(step, episode.seen, episode.seed, [*episode.actions, text])
+                scored = len(episode.turns) + 1 if step.reward > 0 else episode.scored
+                way = Way(episode.seed, (*episode.actions, text), step.score, scored)
+                extra = self.novelty.visit(step, episode.seen, way)
             else:
                 self.novelty.mark(step, episode.seen)
                 extra = 0.0 if intrinsic is None else intrinsic[i]
@@ -264,7 +268,7 @@ class Actor:
         """Play the saved episodes again; the slots in which that led to the same state as before."""
         slots = range(len(saved))
         starts = [
-            _Start(slot, by_name[s["game"]], s["seed"], s["number"], tuple(s["way"]))
+            _Start(slot, by_name[s["game"]], s["seed"], s["number"], tuple(s["way"]), s["imitated"])
             for slot, s in zip(slots, saved, strict=True)
         ]
         self._episodes = self._begin(self._ask(starts))

@@ -22,6 +22,12 @@ class Way:
     seed: int
     actions: tuple[str, ...]
     score: float  # in the state
+    scored: int  # actions until the last point was made
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """The greater the better: more points, or as many on a shorter way."""
+        return self.score, -len(self.actions)
 
 
 @dataclass(slots=True)
@@ -53,9 +59,13 @@ class Archive:
         cell = cells.get(state)
         if cell is None:
             cell = cells[state] = _Cell(way)
-        elif (way.score, -len(way.actions)) > (cell.way.score, -len(cell.way.actions)):
+        elif way.rank > cell.way.rank:
             cell.way = way
         cell.visits += first
+
+    def best(self, game: str) -> float:
+        """The highest score of the game that any episode had; minus infinity where it was never played."""
+        return max((cell.way.score for cell in self._cells.get(game, {}).values()), default=-np.inf)
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.
@@ -84,9 +94,9 @@ class Archive:
         return {
             "texts": list(number),
             "cells": torch.tensor(
-                [(number[g], state, c.visits, c.way.seed, len(c.way.actions)) for g, state, c in rows],
+                [(number[g], state, c.visits, c.way.seed, c.way.scored, len(c.way.actions)) for g, state, c in rows],
                 dtype=torch.int64,
-            ).reshape(-1, 5),
+            ).reshape(-1, 6),
             "scores": torch.tensor([cell.way.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
         }
@@ -96,8 +106,8 @@ class Archive:
         self._cells = {}
         texts, actions = state["texts"], iter(state["actions"].tolist())
         for row, score in zip(state["cells"].tolist(), state["scores"].tolist(), strict=True):
-            game, number, visits, seed, length = row
-            way = Way(seed, tuple(texts[next(actions)] for _ in range(length)), score)
+            game, number, visits, seed, scored, length = row
+            way = Way(seed, tuple(texts[next(actions)] for _ in range(length)), score, scored)
             self._cells.setdefault(texts[game], {})[number] = _Cell(way, visits)
 
 

@@ -46,6 +46,8 @@ class Episode:
     seen: set[int] = field(default_factory=set)  # states of the whole episode, see `Novelty`
     subtree: Subtree | None = None  # what the last search found here
     way: tuple[str, ...] = ()  # the actions that it begins with, see `Archive`
+    imitated: int = 0  # how many of them are policy targets
+    scored: int = 0  # actions until the last point was made
 
     @property
     def actions(self) -> list[str]:
@@ -68,9 +70,14 @@ class Episode:
         return len(self.turns) < len(self.way)
 
     def follow(self) -> Decision | None:
-        """The next step of the way, without visits to learn from; None where that action is not valid (any more)."""
+        """The next step of the way, with visits to learn from where it is imitated; None where it is not valid."""
         action, valid = self.way[len(self.turns)], self.step.valid_actions
-        return Decision(valid.index(action), np.zeros(0, np.float32), 0.0) if action in valid else None
+        if action not in valid:
+            return None
+        index, imitated = valid.index(action), len(self.turns) < self.imitated
+        return Decision(
+            index, np.eye(len(valid), dtype=np.float32)[index] if imitated else np.zeros(0, np.float32), 0.0
+        )
 
     def advance(
         self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, intrinsic: float = 0.0
@@ -91,6 +98,8 @@ class Episode:
         self.valid.append(self.step.valid_actions)
         self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None, subtree=None))
         self.intrinsic.append(intrinsic)
+        if step.reward > 0:
+            self.scored = len(self.turns)
         self.step, self.vector, self.subtree = step, vector, decision.subtree
 
     def cut(self, *, gamma: float, world_model_version: int, policy_version: int) -> Segment:
@@ -139,6 +148,7 @@ class Episode:
             "start": self.start,
             "actions": self.actions,
             "way": list(self.way),
+            "imitated": self.imitated,
             "feedback": self.step.observation.feedback,
             "decisions": [decision_state(decision) for decision in self.decisions],
             "intrinsic": list(self.intrinsic),

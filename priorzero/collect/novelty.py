@@ -31,6 +31,7 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
+    imitate_best: bool  # the way to the highest score is a policy target, up to its last point
     of: Sequence[str]  # parts of the observation that tell states apart
 
     def __post_init__(self) -> None:
@@ -85,19 +86,27 @@ class Novelty:
         self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1
         return index
 
-    def visit(self, step: Step, seen: set[int], seed: int, actions: Sequence[str]) -> float:
+    def imitated(self, game: str, way: Way) -> int:
+        """How many steps of a way that is gone are policy targets.
+
+        Of the way to the highest score all up to its last point, of the others none (imitation of the best episodes
+        after exploration: Madotto et al. 2020, arXiv 2001.08868).
+        """
+        return way.scored if self.config.imitate_best and way.score >= self.archive.best(game) else 0
+
+    def visit(self, step: Step, seen: set[int], way: Way) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
 
         Args:
             step: where the action led to.
             seen: the states of the running episode; the state is added, and is paid for once.
-            seed: of the episode.
-            actions: of the episode, the last one included.
+            way: what the episode did up to there.
         """
         state = _number(self._shown(step))
         first = self.mark(step, seen)
-        if self.config.return_share and not step.done:
-            self.archive.enter(step.game, state, Way(seed, tuple(actions), step.score), first=first)
+        best_end = step.terminated and step.score > self.archive.best(step.game)  # to be imitated, not gone on from
+        if self.config.return_share and (best_end or not step.done):
+            self.archive.enter(step.game, state, way, first=first)
         if not first or not self.config.weight:
             return 0.0
         self._entered[state] = self._entered.get(state, 0) + 1

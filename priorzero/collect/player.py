@@ -14,12 +14,13 @@ from priorzero.collect.episode import Decision, Episode
 from priorzero.prior.base import Prior
 from priorzero.search import GumbelConfig, SearchConfig, earlier_edges, gumbel_search, search, search_tree, subtree
 from priorzero.search import root as roots
-from priorzero.text.encoder import SentenceEncoder
+from priorzero.text.encoder import SentenceEncoder, number_vector
 from priorzero.text.vocabulary import ActionVocabulary
 from priorzero.types import Context, Edges, Observation, Root, SearchResult, Step, Subtree
 from priorzero.world_model.planner import Planner
 
 POLICIES = ("random", "prior", "wm", "wm_prior")
+SCORE = Observation._fields.index("score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,14 @@ class Player:
     # ------------------------------------------------------------------------------------------------------ encode
 
     def encode(self, observations: Sequence[Observation]) -> np.ndarray:
-        """Observations to vectors [n, O]: the sentence vectors of the parts, side by side."""
+        """Observations to vectors [n, O]: of each part the sentence vector, of the score a `number_vector`."""
         start = time.perf_counter()
-        texts = [observation[part] for observation in observations for part in self.parts]
+        texts = [observation[part] for observation in observations for part in self.parts if part != SCORE]
         vectors = self.encoder.encode(texts).reshape(len(observations), -1)
+        if SCORE in self.parts:
+            scores = [number_vector(float(o.score.split()[-1]), self.encoder.width) for o in observations]
+            at = self.parts.index(SCORE) * self.encoder.width
+            vectors = np.concatenate((vectors[:, :at], np.stack(scores), vectors[:, at:]), axis=1)
         self.seconds["encode"] += time.perf_counter() - start
         return vectors
 

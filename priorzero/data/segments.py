@@ -156,7 +156,7 @@ def pack_segments(segments: Sequence[Segment]) -> dict[str, Any]:
     rows = np.frombuffer(b"".join(writer.vectors.keys), np.float32).reshape(len(writer.vectors.keys), width)
     return state | {
         "texts": list(writer.texts.keys),
-        "observations": _ints(list(writer.observations.keys)).reshape(-1, 3),
+        "observations": _ints(list(writer.observations.keys)).reshape(-1, len(Observation._fields)),
         "action_sets": _ints(list(chain.from_iterable(writer.action_sets.keys))),
         "action_sets_length": _ints([len(key) for key in writer.action_sets.keys]),
         "vectors": torch.from_numpy(rows.copy()),

@@ -65,17 +65,19 @@ def check_common(observe: Sequence[str], max_steps: int) -> tuple[str, ...]:
     """Checks the options that all specs share.
 
     Returns:
-        The observation parts in the order of `PARTS`.
+        The observation parts in the order of `PARTS`; "score" is every game's and need not be filled by it.
 
     Raises:
         EnvError: for an unknown or missing part, or a step limit below 1.
     """
-    unknown = sorted(set(observe) - set(PARTS))
-    if unknown or not observe:
-        raise EnvError(f"observe={list(observe)} is not valid: choose one or more of {', '.join(PARTS)}.")
+    parts = tuple(part for part in PARTS if part in observe)
+    if not parts or not set(observe) <= {*PARTS, "score"}:
+        raise EnvError(
+            f"observe={list(observe)} is not valid: choose one or more of {', '.join(PARTS)}, and score if you like."
+        )
     if max_steps < 1:
         raise EnvError(f"max_steps={max_steps} is not valid: it must be at least 1.")
-    return tuple(part for part in PARTS if part in observe)
+    return parts
 
 
 def observed(texts: tuple[str, str, str], observe: Sequence[str]) -> tuple[str, str, str]:

@@ -226,7 +226,7 @@ class VectorEnv:
 def _step(payload: tuple[Any, ...]) -> Step:
     observation, reward, terminated, truncated, info = payload
     return Step(
-        observation=Observation(*observation),
+        observation=Observation(*observation, score=f"Score: {info['score']:g}"),
         reward=reward,
         terminated=terminated,
         truncated=truncated,

@@ -88,7 +88,7 @@ def transcripts(segments: Sequence[Segment], steps: int) -> Iterator[Document]:
 
 
 def _transcript(segment: Segment, first: int, end: int) -> Document:
-    lines = [observation_text(segment.observations[first])]
+    lines = [observation_text(segment.observations[first]._replace(score=""))]
     for t in range(first, end):
         reward = float(segment.rewards[t])
         lines.append(f"> {segment.actions[t]}{f' ({reward:+g} points)' if reward else ''}")

@@ -148,6 +148,19 @@ class SentenceEncoder:
         return pooled.float().cpu().numpy()
 
 
+def number_vector(number: float, width: int) -> np.ndarray:
+    """A number as a vector [width] float32 of length 1: sines and cosines of it, with periods from 4 to 4,000.
+
+    Sentence vectors of two numbers are all but equal. These tell neighbours apart, and are alike where the numbers are
+    close (Vaswani et al. 2017, arXiv 1706.03762, section 3.5). An odd width ends in a zero.
+    """
+    half = width // 2
+    angles = number * 2 * np.pi / np.geomspace(4, 4000, half)
+    vector = np.zeros(width, np.float32)
+    vector[:half], vector[half : 2 * half] = np.sin(angles), np.cos(angles)
+    return vector / np.sqrt(half, dtype=np.float32)
+
+
 def _mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens: ``[B, L, E]`` and ``[B, L]`` to ``[B, E]``."""
     weight = mask.unsqueeze(-1).to(states.dtype)

@@ -16,6 +16,7 @@ class Observation(NamedTuple):
     feedback: str  # what the game printed after the last action
     look: str = ""  # the description of the room
     inventory: str = ""  # what the player carries
+    score: str = ""  # as a status line states it, "Score: 35"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class UniZeroConfig:
     dropout: float
     latent_norm: str  # simnorm | layernorm
     support_limit: int  # bins reach from -limit to limit in the transformed space
-    window_steps: int  # how many steps back a token sees; the unroll length of training
+    window_steps: int  # how many steps back a token sees, in each layer
     max_positions: int  # tokens of the longest sequence: context and deepest path, or window and bootstrap steps
 
 

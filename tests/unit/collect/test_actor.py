@@ -18,7 +18,10 @@ from priorzero.collect.novelty import NoveltyConfig
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment
 
-NONE, NEW = (NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, of=("look",)) for weight in (0.0, 0.5))
+NONE, NEW = (
+    NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, imitate_best=True, of=("look",))
+    for weight in (0.0, 0.5)
+)
 GAMES = (CorridorSpec(3), CorridorSpec(4))
 
 
@@ -119,10 +122,11 @@ def test_segments_carry_the_versions_that_played(envs, make_player):
     assert {(s.world_model_version, s.policy_version) for s in actor.tick()} == {(4, 2)}
 
 
-def test_episodes_go_back_to_where_others_have_been(envs, make_player):
-    """They take the same actions and come to the same states; these steps count, and carry no visits to learn from."""
+@pytest.mark.parametrize("policy", ["random", "wm"])
+def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
+    """They take the same actions and come to the same states; these steps count, and only the best are learned from."""
     novelty = replace(NEW, return_share=1.0)
-    actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, policy="wm", novelty=novelty))
+    actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, policy=policy, novelty=novelty))
     ways: dict[int, tuple[str, ...]] = {}
     segments, steps = [], 0
     for _ in range(60):
@@ -135,11 +139,19 @@ def test_episodes_go_back_to_where_others_have_been(envs, make_player):
     assert any(len(way) > 1 for way in ways.values())
     firsts = [segment for segment in segments if segment.start == 0]
     assert len(firsts) > 4
+    best = False
     for segment in firsts:
         n = len(ways[segment.episode])
         assert segment.actions[:n] == ways[segment.episode]
-        assert [len(probs) > 0 for probs in segment.visit_probs] == [t >= n for t in range(len(segment))]
+        imitated = [t for t, probs in enumerate(segment.visit_probs[:n]) if len(probs)]
+        assert imitated == list(range(len(imitated)))  # up to the last point, or none
+        for t in imitated:
+            own = [action == segment.actions[t] for action in segment.valid_actions[t]]
+            np.testing.assert_array_equal(segment.visit_probs[t], own)
+        assert all(map(len, segment.visit_probs[n:]))
+        best |= bool(imitated)
         assert not segment.intrinsic[:n].any()
+    assert best
 
 
 @pytest.mark.parametrize("policy", ["random", "prior"])

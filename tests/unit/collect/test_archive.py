@@ -10,7 +10,7 @@ from priorzero.collect.archive import Archive, Way
 
 
 def enter(archive: Archive, state: int, actions: str, score: float = 0.0, *, game: str = "g", first: bool = True):
-    archive.enter(game, state, Way(len(actions), tuple(actions), score), first=first)
+    archive.enter(game, state, Way(len(actions), tuple(actions), score, len(actions) // 2), first=first)
 
 
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
@@ -88,4 +88,4 @@ def test_a_share_lies_between_none_and_all(share):
     from priorzero.collect.novelty import NoveltyConfig
 
     with pytest.raises(ValueError, match="return_share lie between 0 and 1"):
-        NoveltyConfig(weight=0.0, try_share=0.0, return_share=share, of=("look",))
+        NoveltyConfig(weight=0.0, try_share=0.0, return_share=share, imitate_best=True, of=("look",))

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from priorzero.collect.archive import Way
 from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.types import Observation, Step
 
@@ -12,11 +15,13 @@ def step(look: str, inventory: str = "", game: str = "g", actions: tuple[str, ..
 def make(
     weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0, return_share: float = 0.0
 ) -> Novelty:
-    return Novelty(NoveltyConfig(weight=weight, try_share=try_share, return_share=return_share, of=of))
+    return Novelty(
+        NoveltyConfig(weight=weight, try_share=try_share, return_share=return_share, imitate_best=True, of=of)
+    )
 
 
 def visit(novelty: Novelty, entered: Step, seen: set[int]) -> float:
-    return novelty.visit(entered, seen, 0, ["east"])
+    return novelty.visit(entered, seen, Way(0, ("east",), 0.0, 0))
 
 
 def test_a_state_is_worth_less_in_every_episode():
@@ -81,4 +86,31 @@ def test_counts_survive():
 @pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("room",)}])
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory"):
-        NoveltyConfig(**({"weight": 1.0, "try_share": 0.0, "return_share": 0.0, "of": ("look",)} | changes))
+        NoveltyConfig(
+            **({"weight": 1.0, "try_share": 0.0, "return_share": 0.0, "imitate_best": True, "of": ("look",)} | changes)
+        )
+
+
+def test_the_way_to_the_highest_score_is_imitated_up_to_its_last_point():
+    novelty, seen = make(return_share=1.0), set()
+    few, many = Way(1, ("east",), 5.0, 1), Way(1, ("west", "west", "west"), 10.0, 2)
+    novelty.visit(step("kitchen"), seen, few)
+    assert novelty.imitated("g", few) == 1
+    novelty.visit(step("attic"), seen, many)
+    assert [novelty.imitated("g", way) for way in (few, many)] == [0, 2]
+    never = Novelty(replace(novelty.config, imitate_best=False))
+    never.visit(step("attic"), set(), many)
+    assert never.imitated("g", many) == 0
+
+
+def test_an_end_is_kept_only_where_it_is_the_best():
+    """Nothing can be explored behind it."""
+    novelty = make(return_share=1.0)
+    novelty.visit(step("kitchen"), set(), Way(1, ("east",), 5.0, 1))
+    for score, ways in ((5.0, 1), (6.0, 2)):
+        end = replace(step(f"the end with {score}"), terminated=True, score=score)
+        novelty.visit(end, set(), Way(1, ("east", "south"), score, 2))
+        assert len(novelty.archive) == ways
+    cut = replace(step("hall"), truncated=True, score=50.0)
+    novelty.visit(cut, set(), Way(1, ("west",), 50.0, 1))
+    assert len(novelty.archive) == 2
