@@ -55,7 +55,13 @@ class Game(Job):
     def measurements(self, saved: Path) -> dict[Path, list[str]]:
         """The evaluation of what was trained last."""
         policies = "random,wm" if self.ablation == "no_prior" else "random,prior,wm,wm_prior"
-        what = [f"ckpt={saved}", f"policies=[{policies}]", "games=[train]", f"episodes={EPISODES}"]
+        best = saved / "checkpoints" / "best"  # by the evaluations of the training
+        what = [
+            f"ckpt={best if best.is_dir() else saved}",
+            f"policies=[{policies}]",
+            "games=[train]",
+            f"episodes={EPISODES}",
+        ]
         return {self.results: [sys.executable, "eval.py", *what, f"output={self.results}"]}
 
     @property

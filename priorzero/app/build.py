@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from priorzero.app import checkpoint
 from priorzero.app.learners import (
     Learner,
     build_learners,
@@ -121,6 +123,7 @@ def _build(cfg: DictConfig, schedule: list[Round], games: GameSet) -> Run:
         loggers=[instantiate(logger) for logger in cfg.logger.values()],
     )
     build_learners(run, models)
+    run.evaluation.on_best = partial(checkpoint.save_best, run)
     return run
 
 
@@ -181,6 +184,7 @@ def build_evaluation(cfg: DictConfig, games: GameSet, player: Player, collector:
         policies=tuple(cfg.evaluation.policies),
         episodes=cfg.evaluation.episodes,
         seed=cfg.evaluation.seed,
+        best_by=cfg.optimized_metric,
     )
     return Evaluation(
         player,

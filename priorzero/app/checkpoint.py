@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from priorzero.app.build import Run
 
 FILES = {"world_model": "world_model.ckpt", "policy": "policy.ckpt"}
+BEST = "best"  # the folder of the checkpoint that evaluation liked most, beside those with numbers
 PLAYED = {"world_model": "model.", "policy": "scorer.model."}  # prefix of what a player needs in the state_dict
 
 
@@ -50,6 +51,27 @@ def save(run: Run, keep: int) -> Path:
     return folder
 
 
+def save_best(run: Run) -> None:
+    """Write what plays now to ``checkpoints/best``: for `eval.py` and `play.py`, without what only training needs."""
+    folder = run.folder / "checkpoints" / BEST
+    half = folder.with_name(folder.name + ".part")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    for name, learner in run.learners.items():
+        if run.mailbox.versions[name]:
+            played = {PLAYED[name] + key: weight for key, weight in snapshot(learner.module).items()}
+            torch.save({"state_dict": played}, half / FILES[name])
+    state = {
+        "fingerprint": run.fingerprint,
+        "actor": {"env_steps": run.collector.actor.env_steps},
+        "vocabulary": run.vocabulary.state_dict(),
+        "versions": dict(run.mailbox.versions),
+    }
+    torch.save(state, half / "run.pt")
+    shutil.rmtree(folder, ignore_errors=True)
+    half.rename(folder)
+
+
 def _state(run: Run) -> dict[str, Any]:
     player = run.collector.actor.player
     return {
@@ -60,6 +82,7 @@ def _state(run: Run) -> dict[str, Any]:
         "limiter": run.limiter.state_dict(),
         "vocabulary": run.vocabulary.state_dict(),
         "versions": dict(run.mailbox.versions),
+        "best": run.evaluation.best,
         "evaluation_rng": run.evaluation.player.rng.bit_generator.state,
         "data": {name: learner.data.state_dict() for name, learner in run.learners.items()},
         "encoder": player.encoder.state_dict(),
@@ -76,6 +99,8 @@ def restore(run: Run, folder: Path) -> None:
     """
     state = read(folder)
     check(state, run.fingerprint, folder)
+    if "position" not in state:
+        raise CheckpointError(f"{folder} holds what plays, not what trains: go on from a checkpoint with a number")
     actor, player = run.collector.actor, run.collector.actor.player
     run.position = state["position"]
     run.vocabulary.load_state_dict(state["vocabulary"])
@@ -97,6 +122,10 @@ def restore(run: Run, folder: Path) -> None:
     actor.load_state_dict(state["actor"])
     player.encoder.load_state_dict(state["encoder"])  # the running episodes, played again, have moved its counters
     run.evaluation.player.rng.bit_generator.state = state["evaluation_rng"]
+    run.evaluation.best = state["best"]
+    best, own = folder.with_name(BEST), run.folder / "checkpoints" / BEST
+    if best.is_dir() and best.resolve() != own.resolve():
+        shutil.copytree(best, own, dirs_exist_ok=True)
     set_random_state(state["random"])
 
 

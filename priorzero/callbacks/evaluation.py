@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +28,16 @@ class EvaluationConfig:
     policies: tuple[str, ...]
     episodes: int
     seed: int
+    best_by: str  # the metric whose highest value so far is noted: ``val/<policy>/...``
 
 
 class Evaluation:
-    """``plays`` are what the validation data loaders call: each plays one policy and returns metrics to log."""
+    """``plays`` are what the validation data loaders call: each plays one policy and returns metrics to log.
+
+    Attributes:
+        best: the highest value of ``config.best_by``; minus infinity before it was measured.
+        on_best: called when that was reached, or reached again.
+    """
 
     def __init__(
         self,
@@ -45,6 +52,8 @@ class Evaluation:
     ) -> None:
         self.player, self.todo, self.config, self.collector = player, list(todo), config, collector
         self.history_steps, self.file = history_steps, folder / "evaluations.jsonl"
+        self.best = -math.inf
+        self.on_best: Callable[[], object] = lambda: None
         self._make_envs = make_envs
         self._envs: VectorEnv | None = None  # made when first needed
 
@@ -71,7 +80,11 @@ class Evaluation:
             "env_step %d: %s scores %.2f of %.2f (%.0f %% won) over %d episodes", row["env_step"], policy,
             metrics["return"], np.mean([r.max_score for r in results]), 100 * metrics["solved"], len(results)
         )  # fmt: skip
-        return {f"val/{policy}/{name}": value for name, value in metrics.items()}
+        named = {f"val/{policy}/{name}": value for name, value in metrics.items()}
+        if (value := named.get(self.config.best_by)) is not None and value >= self.best:
+            self.best = value
+            self.on_best()
+        return named
 
     def results(self, policy: str, todo: Sequence[Task]) -> list[EpisodeResult]:
         """Play ``todo`` with ``policy``; nobody else may use the models meanwhile."""

@@ -25,6 +25,11 @@ class Way:
     scored: int  # actions until the last point was made
 
     @property
+    def worth(self) -> tuple[float, int, int]:
+        """The greater the more to be imitated: more points, or as many after fewer actions."""
+        return self.score, -self.scored, -len(self.actions)
+
+    @property
     def rank(self) -> tuple[float, int]:
         """The greater the better: more points, or as many on a shorter way."""
         return self.score, -len(self.actions)
@@ -63,9 +68,10 @@ class Archive:
             cell.way = way
         cell.visits += first
 
-    def best(self, game: str) -> float:
-        """The highest score of the game that any episode had; minus infinity where it was never played."""
-        return max((cell.way.score for cell in self._cells.get(game, {}).values()), default=-np.inf)
+    def best(self, game: str) -> Way | None:
+        """The way to the highest score that any episode had, with the fewest actions; None for an unknown game."""
+        ways = [cell.way for cell in self._cells.get(game, {}).values()]
+        return max(ways, key=lambda way: way.worth) if ways else None
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.

@@ -31,17 +31,17 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
-    imitate_best: bool  # the way to the highest score is a policy target, up to its last point
+    imitate_share: float  # of these, go the shortest way to the highest score, which is a policy target
     of: Sequence[str]  # parts of the observation that tell states apart
 
     def __post_init__(self) -> None:
         parts = Observation._fields
-        shares = (self.try_share, self.return_share)
+        shares = (self.try_share, self.return_share, self.imitate_share)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
-                f"collector.novelty is {self}: the weight must not be negative, try_share and return_share lie between "
-                f"0 and 1, and `of` names one or more of {', '.join(parts)}"
+                f"collector.novelty is {self}: the weight must not be negative, try_share, return_share and "
+                f"imitate_share lie between 0 and 1, and `of` names one or more of {', '.join(parts)}"
             )
 
 
@@ -67,6 +67,8 @@ class Novelty:
         """
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
+        if rng.random() < self.config.imitate_share:
+            return self.archive.best(game)
         return self.archive.draw(game, rng)
 
     def choose(self, step: Step, index: int, rng: np.random.Generator) -> int:
@@ -89,10 +91,11 @@ class Novelty:
     def imitated(self, game: str, way: Way) -> int:
         """How many steps of a way that is gone are policy targets.
 
-        Of the way to the highest score all up to its last point, of the others none (imitation of the best episodes
-        after exploration: Madotto et al. 2020, arXiv 2001.08868).
+        Of the shortest way to the highest score all up to its last point, of the others none (imitation of the best
+        episodes after exploration: Madotto et al. 2020, arXiv 2001.08868).
         """
-        return way.scored if self.config.imitate_best and way.score >= self.archive.best(game) else 0
+        best = self.archive.best(game)
+        return way.scored if self.config.imitate_share and best is not None and way.worth >= best.worth else 0
 
     def visit(self, step: Step, seen: set[int], way: Way) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
@@ -104,13 +107,17 @@ class Novelty:
         """
         state = _number(self._shown(step))
         first = self.mark(step, seen)
-        best_end = step.terminated and step.score > self.archive.best(step.game)  # to be imitated, not gone on from
-        if self.config.return_share and (best_end or not step.done):
+        if self.config.return_share and (not step.done or self._best_end(step)):
             self.archive.enter(step.game, state, way, first=first)
         if not first or not self.config.weight:
             return 0.0
         self._entered[state] = self._entered.get(state, 0) + 1
         return self.config.weight / self._entered[state] ** 0.5
+
+    def _best_end(self, step: Step) -> bool:
+        """Whether a game ended better than ever: a way to be imitated, though nothing lies behind it."""
+        best = self.archive.best(step.game)
+        return step.terminated and (best is None or step.score > best.score)
 
     def mark(self, step: Step, seen: set[int]) -> bool:
         """Add the state to those of the episode; whether it was not among them. Nothing is asked, nothing is kept."""

@@ -16,7 +16,7 @@ def evaluation(make_collector, player, tmp_path):
         player.with_rng(np.random.default_rng(1)),
         lambda: VectorEnv(2, timeout_s=20, reset_timeout_s=30),
         tasks([CorridorSpec(3)], 3, 100),
-        EvaluationConfig(policies=("random",), episodes=3, seed=100),
+        EvaluationConfig(policies=("random",), episodes=3, seed=100, best_by="val/random/return"),
         make_collector("thread"),
         history_steps=0,
         folder=tmp_path,

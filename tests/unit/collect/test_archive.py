@@ -87,5 +87,5 @@ def test_everything_survives_a_checkpoint(entries):
 def test_a_share_lies_between_none_and_all(share):
     from priorzero.collect.novelty import NoveltyConfig
 
-    with pytest.raises(ValueError, match="return_share lie between 0 and 1"):
-        NoveltyConfig(weight=0.0, try_share=0.0, return_share=share, imitate_best=True, of=("look",))
+    with pytest.raises(ValueError, match="imitate_share lie between 0 and 1"):
+        NoveltyConfig(weight=0.0, try_share=0.0, return_share=share, imitate_share=0.5, of=("look",))

@@ -16,7 +16,7 @@ def make(
     weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0, return_share: float = 0.0
 ) -> Novelty:
     return Novelty(
-        NoveltyConfig(weight=weight, try_share=try_share, return_share=return_share, imitate_best=True, of=of)
+        NoveltyConfig(weight=weight, try_share=try_share, return_share=return_share, imitate_share=0.5, of=of)
     )
 
 
@@ -87,7 +87,7 @@ def test_counts_survive():
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory"):
         NoveltyConfig(
-            **({"weight": 1.0, "try_share": 0.0, "return_share": 0.0, "imitate_best": True, "of": ("look",)} | changes)
+            **({"weight": 1.0, "try_share": 0.0, "return_share": 0.0, "imitate_share": 0.5, "of": ("look",)} | changes)
         )
 
 
@@ -98,7 +98,7 @@ def test_the_way_to_the_highest_score_is_imitated_up_to_its_last_point():
     assert novelty.imitated("g", few) == 1
     novelty.visit(step("attic"), seen, many)
     assert [novelty.imitated("g", way) for way in (few, many)] == [0, 2]
-    never = Novelty(replace(novelty.config, imitate_best=False))
+    never = Novelty(replace(novelty.config, imitate_share=0.0))
     never.visit(step("attic"), set(), many)
     assert never.imitated("g", many) == 0
 
