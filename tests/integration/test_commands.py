@@ -81,6 +81,13 @@ def test_eval_reads_the_checkpoint(trained: tuple[Path, str]):
     assert json.loads((place / "again.json").read_text())["results"] == first
 
 
+def test_eval_reads_the_best_checkpoint(trained: tuple[Path, str]):
+    folder, _ = trained
+    what = [f"ckpt={folder}/checkpoints/best", "policies=[wm]", "episodes=1", f"output={folder}/best.json"]
+    output = run("eval", *what, folder=folder.parents[4])
+    assert re.search(r"loaded .*checkpoints/best, trained for \d+ environment steps", output)
+
+
 def test_eval_refuses_another_model(trained: tuple[Path, str]):
     folder, _ = trained
     output = run("eval", f"ckpt={folder}", "world_model=unizero", folder=folder.parents[4], expect=1)

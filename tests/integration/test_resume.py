@@ -106,6 +106,30 @@ def test_goes_on_to_the_bit(mode: str, stop: int, tmp_path: Path, tiny_encoder: 
     assert gone_on == metrics(tmp_path / "whole")[-len(gone_on) :]
 
 
+def test_the_best_checkpoint_is_what_evaluation_played(tmp_path: Path, tiny_encoder: Path):
+    """It holds these weights, and nothing to go on from; a run that goes on elsewhere takes it along."""
+    folder = tmp_path / "run"
+    play_until(3, config(folder, tiny_encoder, settings("parallel")))
+    rows = [row for row in evaluations(folder) if row["policy"] == "wm_prior"]
+    scores = [sum(r["score"] / r["max_score"] for r in row["results"]) for row in rows]
+    best = max(range(len(rows)), key=lambda i: (scores[i], i))
+    kept = checkpoint.read(folder / "checkpoints" / "best")
+    assert kept["actor"]["env_steps"] == rows[best]["env_step"]
+    assert [kept["versions"][name] for name in ("world_model", "policy")] == rows[best]["versions"]
+    assert (folder / "checkpoints" / "best" / "policy.ckpt").is_file() == (rows[best]["versions"][1] > 0)
+    if best == len(rows) - 1:
+        newest = checkpoint.find(str(folder), folder)
+        for name in ("world_model", "policy"):
+            played, trained = (checkpoint.player_weights(at, name) for at in (folder / "checkpoints" / "best", newest))
+            assert all(torch.equal(weight, trained[key]) for key, weight in (played or {}).items())
+    cfg = config(tmp_path / "other", tiny_encoder, settings("parallel", f"ckpt_path={folder}/checkpoints/best"))
+    with pytest.raises(checkpoint.CheckpointError, match="holds what plays, not what trains"):
+        train(cfg)
+    play_until(4, config(folder, tiny_encoder, settings("parallel", f"ckpt_path={folder}")))
+    train(config(tmp_path / "second", tiny_encoder, settings("parallel", f"ckpt_path={folder}")))
+    assert checkpoint.read(tmp_path / "second" / "checkpoints" / "best")["actor"]["env_steps"] >= rows[best]["env_step"]
+
+
 def test_another_seed_is_another_run(tmp_path: Path, tiny_encoder: Path):
     """That the comparison above can fail."""
     for seed in (0, 1):
