@@ -29,15 +29,25 @@ def test_the_player_plans_as_configured(changes: list[str], kind: type, tmp_path
     assert type(models.player.planner) is kind
 
 
+WITHOUT_LLM = (  # ablation=no_prior, behind the helper's llm=tiny
+    *("llm=none", "prior=none", "mode=world_model", "collector.policy=wm"),
+    *("evaluation.policies=[wm]", "evaluation.final_policies=[wm]"),
+)
+
+
+def test_updates_are_not_recorded_on_a_cpu(tmp_path: Path, tiny_encoder: Path):
+    run = build_run(config(tmp_path, tiny_encoder, WITHOUT_LLM))
+    run.close()
+    assert run.learners["world_model"].module._recorded is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("changes", "recorded"),
     [([], True), (["trainer.detect_anomaly=true"], False), (["world_model.record=false"], False)],
 )
 def test_updates_are_recorded_on_a_gpu(changes: list[str], recorded: bool, tmp_path: Path, tiny_encoder: Path):
-    run = build_run(
-        config(tmp_path, tiny_encoder, ["llm=none", "prior=none", "mode=world_model", "trainer=gpu", *changes])
-    )
+    run = build_run(config(tmp_path, tiny_encoder, [*WITHOUT_LLM, "trainer=gpu", *changes]))
     run.close()
     assert (run.learners["world_model"].module._recorded is not None) == recorded
 
