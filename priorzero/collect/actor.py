@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from priorzero.collect.archive import Way
 from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state, subtree_from_state
 from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.collect.player import Player
@@ -65,6 +64,7 @@ class _Start:
     number: int
     way: tuple[str, ...] = ()  # the actions that it begins with
     imitated: int = 0  # how many of them are policy targets
+    trial: bool = False  # nobody went that way yet
 
 
 class Actor:
@@ -149,9 +149,9 @@ class Actor:
 
     def _start(self, slot: int, number: int) -> _Start:
         spec = self.games[number % len(self.games)]
-        way = self.novelty.begin(spec.name, self.player.rng)
-        if way is not None:
-            return _Start(slot, spec, way.seed, number, way.actions, self.novelty.imitated(spec.name, way))
+        plan = self.novelty.begin(spec.name, self.player.rng)
+        if plan is not None:
+            return _Start(slot, spec, plan.way.seed, number, plan.way.actions, plan.imitated, plan.trial)
         return _Start(slot, spec, self.config.seed * 1_000_003 + number + 1, number)
 
     def _ask(self, starts: list[_Start]) -> list[_Start]:
@@ -167,11 +167,21 @@ class Actor:
             steps = self.envs.receive([s.slot for s in starts])
         vectors = self._read(steps)
         episodes = [
-            Episode(s.spec, s.seed, s.number, step, vector, self.config.history_steps, way=s.way, imitated=s.imitated)
+            Episode(
+                s.spec,
+                s.seed,
+                s.number,
+                step,
+                vector,
+                self.config.history_steps,
+                way=s.way,
+                imitated=s.imitated,
+                trial=s.trial,
+            )
             for s, step, vector in zip(starts, steps, vectors, strict=True)
         ]
         for episode in episodes:
-            self.novelty.mark(episode.step, episode.seen)
+            self.novelty.mark(episode.step, episode.trail)
         return episodes
 
     def _send(self, slots: Sequence[int], decisions: Sequence[Decision]) -> None:
@@ -191,12 +201,10 @@ class Actor:
             episode, decision = self._episodes[slot], self._sent.pop(slot)
             text = episode.step.valid_actions[decision.index]
             action = int(self.player.vocabulary.ids([text])[0])
-            if intrinsic is None and not episode.going_back:
-                scored = len(episode.turns) + 1 if step.reward > 0 else episode.scored
-                way = Way(episode.seed, (*episode.actions, text), step.score, scored)
-                extra = self.novelty.visit(step, episode.seen, way)
+            if intrinsic is None and (episode.trial or not episode.going_back):
+                extra = self.novelty.visit(step, episode.trail, text)
             else:
-                self.novelty.mark(step, episode.seen)
+                self.novelty.mark(step, episode.trail, text)
                 extra = 0.0 if intrinsic is None else intrinsic[i]
             episode.advance(decision, action, step, vector, extra)
 
@@ -268,7 +276,7 @@ class Actor:
         """Play the saved episodes again; the slots in which that led to the same state as before."""
         slots = range(len(saved))
         starts = [
-            _Start(slot, by_name[s["game"]], s["seed"], s["number"], tuple(s["way"]), s["imitated"])
+            _Start(slot, by_name[s["game"]], s["seed"], s["number"], tuple(s["way"]), s["imitated"], s["trial"])
             for slot, s in zip(slots, saved, strict=True)
         ]
         self._episodes = self._begin(self._ask(starts))

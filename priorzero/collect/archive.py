@@ -7,7 +7,7 @@ to every state is kept, and some episodes begin by walking one of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -25,14 +25,33 @@ class Way:
     scored: int  # actions until the last point was made
 
     @property
-    def worth(self) -> tuple[float, int, int]:
-        """The greater the more to be imitated: more points, or as many after fewer actions."""
-        return self.score, -self.scored, -len(self.actions)
-
-    @property
     def rank(self) -> tuple[float, int]:
         """The greater the better: more points, or as many on a shorter way."""
         return self.score, -len(self.actions)
+
+
+@dataclass(slots=True)
+class Trail:
+    """What an episode did so far, and where it was. Empty where nobody asks."""
+
+    seed: int
+    states: list[int] = field(default_factory=list)  # numbers that stand for them, the present one last
+    actions: list[str] = field(default_factory=list)
+    paid: list[bool] = field(default_factory=list)  # whether the action made a point
+
+    def way(self, score: float) -> Way:
+        """To the present state, which has this score."""
+        scored = next((n for n in range(len(self.paid), 0, -1) if self.paid[n - 1]), 0)
+        return Way(self.seed, tuple(self.actions), score, scored)
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The way to a game's highest score, up to its last point."""
+
+    way: Way
+    states: tuple[int, ...]  # one more than actions
+    paid: tuple[bool, ...]
 
 
 @dataclass(slots=True)
@@ -46,32 +65,57 @@ class Archive:
 
     def __init__(self) -> None:
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
+        self._best: dict[str, _Best] = {}  # by game
 
     def __len__(self) -> int:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, state: int, way: Way, *, first: bool) -> None:
-        """An episode came to the state on its own.
+    def enter(self, game: str, trail: Trail, score: float, *, first: bool) -> None:
+        """An episode came to a state on its own.
 
         Args:
             game: its name.
-            state: number that stands for it.
-            way: how the episode came there; kept if it is better than what is known.
+            trail: how the episode came there; kept if it is better than what is known.
+            score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
         """
-        cells = self._cells.setdefault(game, {})
-        cell = cells.get(state)
+        cells, way = self._cells.setdefault(game, {}), trail.way(score)
+        cell = cells.get(trail.states[-1])
         if cell is None:
-            cell = cells[state] = _Cell(way)
+            cell = cells[trail.states[-1]] = _Cell(way)
         elif way.rank > cell.way.rank:
             cell.way = way
         cell.visits += first
+        self._compare(game, trail, way)
+
+    def finish(self, game: str, trail: Trail, score: float) -> None:
+        """An episode is over: nothing can be explored behind it, but it may have been the best one."""
+        self._compare(game, trail, trail.way(score))
+
+    def _compare(self, game: str, trail: Trail, way: Way) -> None:
+        best, n = self._best.get(game), way.scored
+        if n and (best is None or (way.score, -n) > (best.way.score, -best.way.scored)):
+            to_last_point = Way(way.seed, way.actions[:n], way.score, n)
+            self._best[game] = _Best(to_last_point, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]))
 
     def best(self, game: str) -> Way | None:
-        """The way to the highest score that any episode had, with the fewest actions; None for an unknown game."""
-        ways = [cell.way for cell in self._cells.get(game, {}).values()]
-        return max(ways, key=lambda way: way.worth) if ways else None
+        """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
+        return self._best[game].way if game in self._best else None
+
+    def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
+        """The best way without one of its detours, to be tried: it may lead elsewhere. None where it has none.
+
+        A detour leads back to the same state without a point. It leaves at a step that is drawn, and ends as late as
+        can be.
+        """
+        best = self._best.get(game)
+        detours = [] if best is None else _detours(best)
+        if best is None or not detours:
+            return None
+        start, end = detours[int(rng.integers(len(detours)))]
+        actions = best.way.actions[:start] + best.way.actions[end:]
+        return Way(best.way.seed, actions, best.way.score, len(actions))
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.
@@ -95,7 +139,8 @@ class Archive:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and one list of texts."""
         rows = [(game, state, cell) for game, cells in self._cells.items() for state, cell in cells.items()]
-        number = {text: n for n, text in enumerate(dict.fromkeys(chain.from_iterable(_texts(*row) for row in rows)))}
+        texts = chain.from_iterable((game, *cell.way.actions) for game, _, cell in rows)
+        number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
         actions = [number[action] for *_, cell in rows for action in cell.way.actions]
         return {
             "texts": list(number),
@@ -105,6 +150,10 @@ class Archive:
             ).reshape(-1, 6),
             "scores": torch.tensor([cell.way.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
+            "best": {
+                game: [b.way.seed, list(b.way.actions), b.way.score, list(b.states), list(b.paid)]
+                for game, b in self._best.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -115,7 +164,18 @@ class Archive:
             game, number, visits, seed, scored, length = row
             way = Way(seed, tuple(texts[next(actions)] for _ in range(length)), score, scored)
             self._cells.setdefault(texts[game], {})[number] = _Cell(way, visits)
+        self._best = {
+            game: _Best(Way(seed, tuple(way), score, len(way)), tuple(states), tuple(paid))
+            for game, (seed, way, score, states, paid) in state["best"].items()
+        }
 
 
-def _texts(game: str, _: int, cell: _Cell) -> tuple[str, ...]:
-    return (game, *cell.way.actions)
+def _detours(best: _Best) -> list[tuple[int, int]]:
+    """(start, end) of the actions that could be left out: the state before and behind them is the same."""
+    found = []
+    for start in range(len(best.paid)):
+        unpaid = next((t for t in range(start, len(best.paid)) if best.paid[t]), len(best.paid))
+        ends = [end for end in range(start + 1, unpaid + 1) if best.states[end] == best.states[start]]
+        if ends:
+            found.append((start, ends[-1]))
+    return found

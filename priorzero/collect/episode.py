@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from priorzero.collect.archive import Trail
 from priorzero.envs.base import GameSpec
 from priorzero.rl.returns import discounted_returns
 from priorzero.types import EpisodeResult, Segment, Situation, Step, Subtree, Turn
@@ -43,11 +44,14 @@ class Episode:
     decisions: list[Decision] = field(default_factory=list)
     intrinsic: list[float] = field(default_factory=list)
     start: int = 0
-    seen: set[int] = field(default_factory=set)  # states of the whole episode, see `Novelty`
     subtree: Subtree | None = None  # what the last search found here
     way: tuple[str, ...] = ()  # the actions that it begins with, see `Archive`
     imitated: int = 0  # how many of them are policy targets
-    scored: int = 0  # actions until the last point was made
+    trial: bool = False  # nobody went that way yet
+    trail: Trail = field(init=False)  # the whole episode, see `Novelty`
+
+    def __post_init__(self) -> None:
+        self.trail = Trail(self.seed)
 
     @property
     def actions(self) -> list[str]:
@@ -98,8 +102,6 @@ class Episode:
         self.valid.append(self.step.valid_actions)
         self.decisions.append(replace(decision, world_model_probs=None, visits=None, q=None, subtree=None))
         self.intrinsic.append(intrinsic)
-        if step.reward > 0:
-            self.scored = len(self.turns)
         self.step, self.vector, self.subtree = step, vector, decision.subtree
 
     def cut(self, *, gamma: float, world_model_version: int, policy_version: int) -> Segment:
@@ -149,6 +151,7 @@ class Episode:
             "actions": self.actions,
             "way": list(self.way),
             "imitated": self.imitated,
+            "trial": self.trial,
             "feedback": self.step.observation.feedback,
             "decisions": [decision_state(decision) for decision in self.decisions],
             "intrinsic": list(self.intrinsic),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from priorzero.collect.archive import Archive, Way
+from priorzero.collect.archive import Archive, Trail, Way
 from priorzero.types import Observation, Step
 
 
@@ -31,7 +31,7 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
-    imitate_share: float  # of these, go the shortest way to the highest score, which is a policy target
+    imitate_share: float  # of these, go the shortest way to the highest score, a policy target, or try to shorten it
     of: Sequence[str]  # parts of the observation that tell states apart
 
     def __post_init__(self) -> None:
@@ -43,6 +43,17 @@ class NoveltyConfig:
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share and "
                 f"imitate_share lie between 0 and 1, and `of` names one or more of {', '.join(parts)}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an episode begins."""
+
+    way: Way
+    imitated: (
+        int  # how many of its actions are policy targets (after exploration: Madotto et al. 2020, arXiv 2001.08868)
+    )
+    trial: bool  # nobody went it yet: what comes of it is new
 
 
 class Novelty:
@@ -58,7 +69,7 @@ class Novelty:
         """States that were entered; counted only where they are rewarded or gone back to."""
         return max(len(self._entered), len(self.archive))
 
-    def begin(self, game: str, rng: np.random.Generator) -> Way | None:
+    def begin(self, game: str, rng: np.random.Generator) -> Plan | None:
         """How the next episode of the game begins: None for most of them, as ever.
 
         Args:
@@ -67,9 +78,13 @@ class Novelty:
         """
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
-        if rng.random() < self.config.imitate_share:
-            return self.archive.best(game)
-        return self.archive.draw(game, rng)
+        if rng.random() >= self.config.imitate_share:
+            way = self.archive.draw(game, rng)
+            return None if way is None else Plan(way, imitated=0, trial=False)
+        if rng.random() < 0.5 and (way := self.archive.shortened(game, rng)) is not None:
+            return Plan(way, imitated=0, trial=True)
+        way = self.archive.best(game)
+        return None if way is None else Plan(way, imitated=len(way.actions), trial=False)
 
     def choose(self, step: Step, index: int, rng: np.random.Generator) -> int:
         """The action to take in ``step``: mostly that of ``index``, and for ``try_share`` of the steps the rarest.
@@ -88,44 +103,42 @@ class Novelty:
         self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1
         return index
 
-    def imitated(self, game: str, way: Way) -> int:
-        """How many steps of a way that is gone are policy targets.
-
-        Of the shortest way to the highest score all up to its last point, of the others none (imitation of the best
-        episodes after exploration: Madotto et al. 2020, arXiv 2001.08868).
-        """
-        best = self.archive.best(game)
-        return way.scored if self.config.imitate_share and best is not None and way.worth >= best.worth else 0
-
-    def visit(self, step: Step, seen: set[int], way: Way) -> float:
+    def visit(self, step: Step, trail: Trail, action: str) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
 
         Args:
             step: where the action led to.
-            seen: the states of the running episode; the state is added, and is paid for once.
-            way: what the episode did up to there.
+            trail: of the running episode; the step is added, and a state is paid for once.
+            action: what was done.
         """
-        state = _number(self._shown(step))
-        first = self.mark(step, seen)
-        if self.config.return_share and (not step.done or self._best_end(step)):
-            self.archive.enter(step.game, state, way, first=first)
+        first = self.mark(step, trail, action)
+        if self.config.return_share:
+            if step.done:
+                self.archive.finish(step.game, trail, step.score)
+            else:
+                self.archive.enter(step.game, trail, step.score, first=first)
         if not first or not self.config.weight:
             return 0.0
+        state = trail.states[-1]
         self._entered[state] = self._entered.get(state, 0) + 1
         return self.config.weight / self._entered[state] ** 0.5
 
-    def _best_end(self, step: Step) -> bool:
-        """Whether a game ended better than ever: a way to be imitated, though nothing lies behind it."""
-        best = self.archive.best(step.game)
-        return step.terminated and (best is None or step.score > best.score)
+    def mark(self, step: Step, trail: Trail, action: str | None = None) -> bool:
+        """Add the step to the trail; whether the episode had not been in its state. Where nobody asks, nothing is kept.
 
-    def mark(self, step: Step, seen: set[int]) -> bool:
-        """Add the state to those of the episode; whether it was not among them. Nothing is asked, nothing is kept."""
+        Args:
+            step: where the episode begins (then there is no action), or where the action led to.
+            trail: of the episode.
+            action: what was done.
+        """
         if not (self.config.weight or self.config.return_share):
             return False
         state = _number(self._shown(step))
-        first = state not in seen
-        seen.add(state)
+        first = state not in trail.states
+        trail.states.append(state)
+        if action is not None:
+            trail.actions.append(action)
+            trail.paid.append(step.reward > 0)
         return first
 
     def _shown(self, step: Step) -> str:

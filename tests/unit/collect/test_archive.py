@@ -1,16 +1,21 @@
 import io
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorzero.collect.archive import Archive, Way
+from priorzero.collect.archive import Archive, Trail, Way
+
+
+def trail(actions: str, states: list[int], paid: tuple[int, ...] = (), seed: int = 0) -> Trail:
+    """An episode of one-letter actions; ``paid`` are the numbers, from 1, of those that made a point."""
+    return Trail(seed, states, list(actions), [n + 1 in paid for n in range(len(actions))])
 
 
 def enter(archive: Archive, state: int, actions: str, score: float = 0.0, *, game: str = "g", first: bool = True):
-    archive.enter(game, state, Way(len(actions), tuple(actions), score, len(actions) // 2), first=first)
+    states = [*range(100, 100 + len(actions)), state]
+    archive.enter(game, trail(actions, states, seed=len(actions)), score, first=first)
 
 
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
@@ -18,15 +23,15 @@ def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
     return ["".join(archive.draw(game, rng).actions) for _ in range(n)]
 
 
+def test_a_trail_is_a_way_and_knows_its_last_point():
+    assert trail("nsew", [1, 2, 3, 4, 5], paid=(1, 3), seed=7).way(9.0) == Way(7, ("n", "s", "e", "w"), 9.0, 3)
+    assert trail("ns", [1, 2, 3]).way(0.0).scored == 0
+
+
 def test_the_way_with_the_most_points_is_kept_and_then_the_shortest():
     archive = Archive()
-    for actions, score, kept in (
-        ("nnn", 5, "nnn"),
-        ("nnnn", 5, "nnn"),
-        ("ns", 5, "ns"),
-        ("nsew", 6, "nsew"),
-        ("n", 0, "nsew"),
-    ):
+    steps = (("nnn", 5, "nnn"), ("nnnn", 5, "nnn"), ("ns", 5, "ns"), ("nsew", 6, "nsew"), ("n", 0, "nsew"))
+    for actions, score, kept in steps:
         enter(archive, 1, actions, score)
         assert drawn(archive, 1) == [kept]
     assert len(archive) == 1
@@ -36,7 +41,8 @@ def test_the_way_with_the_most_points_is_kept_and_then_the_shortest():
 def test_nothing_is_known_of_a_game_that_was_never_played():
     archive = Archive()
     enter(archive, 1, "n")
-    assert archive.draw("another", np.random.default_rng(0)) is None
+    rng = np.random.default_rng(0)
+    assert [archive.draw("another", rng), archive.best("another"), archive.shortened("another", rng)] == [None] * 3
 
 
 def test_scores_are_drawn_by_rank():
@@ -60,18 +66,58 @@ def test_states_that_many_have_seen_are_drawn_less_often():
     assert 0 < found.count("often") < 15
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from("ab"), st.integers(-(2**63), 2**63 - 1), st.text("nsew", max_size=5), st.integers(-9, 9)
-        )
+def test_the_best_way_ends_with_its_last_point():
+    archive = Archive()
+    archive.enter("g", trail("ab", [1, 2, 3]), 0.0, first=True)
+    assert archive.best("g") is None  # no point at all
+    archive.enter("g", trail("abc", [1, 2, 3, 4], paid=(2,)), 5.0, first=True)
+    assert archive.best("g") == Way(0, ("a", "b"), 5.0, 2)
+    archive.enter("g", trail("a", [1, 3], paid=(1,)), 5.0, first=True)
+    assert archive.best("g") == Way(0, ("a",), 5.0, 1)  # as many, sooner
+    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3)), 6.0, first=True)
+    assert archive.best("g") == Way(0, ("a", "b", "c"), 6.0, 3)
+    archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), seed=1), 9.0)
+    assert archive.best("g") == Way(1, ("a", "b", "c", "d"), 9.0, 4)
+    assert 7 not in archive._cells["g"]  # an end is nowhere to go back to
+
+
+def test_a_detour_is_left_out():
+    """Between two times in the same state, if it made no point: here 2 c d e 2 (not 3), and 6 h 6."""
+    archive, rng = Archive(), np.random.default_rng(0)
+    #        a  b  c  d  e  f  g  h  i
+    states = [1, 2, 3, 2, 4, 2, 5, 6, 6, 7]
+    archive.enter("g", trail("abcdefghi", states, paid=(6, 9)), 8.0, first=True)
+    found = {"".join(archive.shortened("g", rng).actions) for _ in range(50)}
+    # from the first 2 (b c d e), from the second 2 (d e), and from 6 (h)
+    assert found == {"afghi", "abcfghi", "abcdefgi"}
+    archive.enter("g", trail("afghi", [1, 2, 5, 6, 6, 7], paid=(2, 5)), 8.0, first=True)
+    assert {"".join(archive.shortened("g", rng).actions) for _ in range(20)} == {"afgi"}
+    archive.enter("g", trail("afgi", [1, 2, 5, 6, 7], paid=(2, 4)), 8.0, first=True)
+    assert archive.shortened("g", rng) is None
+
+
+def test_a_point_is_no_detour():
+    archive = Archive()
+    archive.enter("g", trail("abc", [1, 2, 1, 3], paid=(1, 3)), 2.0, first=True)
+    assert archive.shortened("g", np.random.default_rng(0)) is None
+
+
+trails = st.lists(
+    st.tuples(
+        st.sampled_from("ab"),
+        st.lists(st.tuples(st.sampled_from("nsew"), st.integers(-(2**63), 2**63 - 1), st.booleans()), max_size=6),
+        st.integers(-9, 9),
     )
 )
+
+
+@settings(max_examples=60, deadline=None)
+@given(trails)
 def test_everything_survives_a_checkpoint(entries):
     archive, other = Archive(), Archive()
-    for game, state, actions, score in entries:
-        enter(archive, state, actions, float(score), game=game)
+    for game, steps, score in entries:
+        way = Trail(3, [0, *(s for _, s, _ in steps)], [a for a, _, _ in steps], [p for _, _, p in steps])
+        archive.enter(game, way, float(score), first=True)
     file = io.BytesIO()
     torch.save(archive.state_dict(), file)
     file.seek(0)
@@ -81,11 +127,25 @@ def test_everything_survives_a_checkpoint(entries):
         rngs = [np.random.default_rng(1), np.random.default_rng(1)]
         for _ in range(5):
             assert archive.draw(game, rngs[0]) == other.draw(game, rngs[1])
+            assert archive.shortened(game, rngs[0]) == other.shortened(game, rngs[1])
+        assert archive.best(game) == other.best(game)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_lies_between_none_and_all(share):
-    from priorzero.collect.novelty import NoveltyConfig
-
-    with pytest.raises(ValueError, match="imitate_share lie between 0 and 1"):
-        NoveltyConfig(weight=0.0, try_share=0.0, return_share=share, imitate_share=0.5, of=("look",))
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20), st.integers(0, 99))
+def test_a_shortened_way_makes_the_same_points_in_the_same_states(steps, seed):
+    states, paid = [0, *(state for state, _ in steps)], [p for _, p in steps]
+    archive = Archive()
+    archive.enter("g", Trail(0, states, [str(n) for n in range(len(steps))], paid), 1.0, first=True)
+    shorter = archive.shortened("g", np.random.default_rng(seed))
+    if shorter is None:
+        return
+    kept = [int(action) for action in shorter.actions]
+    last = max(n for n in range(len(steps)) if paid[n])
+    assert kept == sorted(kept)
+    assert len(kept) <= last
+    assert {n for n in range(len(steps)) if paid[n]} <= set(kept)
+    at = 0
+    for n in kept:  # every action is taken where it was taken before
+        assert states[n] == at
+        at = states[n + 1]

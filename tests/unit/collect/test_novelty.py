@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from priorzero.collect.archive import Way
+from priorzero.collect.archive import Trail
 from priorzero.collect.novelty import Novelty, NoveltyConfig
 from priorzero.types import Observation, Step
 
@@ -20,22 +20,22 @@ def make(
     )
 
 
-def visit(novelty: Novelty, entered: Step, seen: set[int]) -> float:
-    return novelty.visit(entered, seen, Way(0, ("east",), 0.0, 0))
+def visit(novelty: Novelty, entered: Step, trail: Trail) -> float:
+    return novelty.visit(entered, trail, "east")
 
 
 def test_a_state_is_worth_less_in_every_episode():
     novelty = make()
-    episodes = [set(), set(), set(), set()]
+    episodes = [Trail(0) for _ in range(4)]
     assert [visit(novelty, step("kitchen"), seen) for seen in episodes] == [2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0]
     assert visit(novelty, step("attic"), episodes[0]) == 2.0
     assert len(novelty) == 2
 
 
 def test_an_episode_is_paid_once_for_a_state():
-    novelty, seen = make(), set()
+    novelty, seen = make(), Trail(0)
     assert [visit(novelty, step("kitchen"), seen) for _ in range(3)] == [2.0, 0.0, 0.0]
-    assert visit(novelty, step("kitchen"), set()) == 2 / 2**0.5  # and counted once
+    assert visit(novelty, step("kitchen"), Trail(0)) == 2 / 2**0.5  # and counted once
     novelty.mark(step("hall"), seen)  # where the episode began
     assert visit(novelty, step("hall"), seen) == 0.0
 
@@ -43,16 +43,16 @@ def test_an_episode_is_paid_once_for_a_state():
 def test_the_chosen_parts_tell_states_apart():
     room, all_parts = make(of=("look",)), make(of=("look", "inventory"))
     for novelty, expected in ((room, 0.0), (all_parts, 2.0)):
-        seen: set[int] = set()
+        seen = Trail(0)
         assert visit(novelty, step("kitchen", "nothing"), seen) == 2.0
         assert visit(novelty, step("kitchen", "a knife"), seen) == expected
         assert visit(novelty, step("kitchen", "nothing", game="another"), seen) == 2.0
 
 
 def test_without_weight_nothing_is_counted():
-    novelty, seen = make(weight=0.0), set()
+    novelty, seen = make(weight=0.0), Trail(0)
     assert visit(novelty, step("kitchen"), seen) == 0.0
-    assert (len(novelty), seen) == (0, set())
+    assert (len(novelty), seen) == (0, Trail(0))
 
 
 def test_every_action_of_a_state_is_tried_in_turn():
@@ -76,10 +76,10 @@ def test_without_a_share_the_policy_is_obeyed_and_no_number_is_drawn():
 
 def test_counts_survive():
     novelty, other = make(try_share=1.0), make(try_share=1.0)
-    visit(novelty, step("kitchen"), set())
+    visit(novelty, step("kitchen"), Trail(0))
     tried = {novelty.choose(step("kitchen"), 0, np.random.default_rng(0)) for _ in range(2)}
     other.load_state_dict(novelty.state_dict())
-    assert visit(other, step("kitchen"), set()) == 2 / 2**0.5
+    assert visit(other, step("kitchen"), Trail(0)) == 2 / 2**0.5
     assert {other.choose(step("kitchen"), 0, np.random.default_rng(0))} == {0, 1, 2} - tried
 
 
@@ -91,26 +91,55 @@ def test_what_cannot_be_is_refused(changes):
         )
 
 
-def test_the_way_to_the_highest_score_is_imitated_up_to_its_last_point():
-    novelty, seen = make(return_share=1.0), set()
-    few, many = Way(1, ("east",), 5.0, 1), Way(1, ("west", "west", "west"), 10.0, 2)
-    novelty.visit(step("kitchen"), seen, few)
-    assert novelty.imitated("g", few) == 1
-    novelty.visit(step("attic"), seen, many)
-    assert [novelty.imitated("g", way) for way in (few, many)] == [0, 2]
-    never = Novelty(replace(novelty.config, imitate_share=0.0))
-    never.visit(step("attic"), set(), many)
-    assert never.imitated("g", many) == 0
+def played(novelty: Novelty, *steps: tuple[str, float], seed: int = 0) -> Trail:
+    """An episode through these rooms, with these rewards."""
+    trail, score = Trail(seed), 0.0
+    novelty.mark(step("start"), trail)
+    for look, reward in steps:
+        score += reward
+        novelty.visit(replace(step(look), reward=reward, score=score), trail, f"to {look}")
+    return trail
 
 
-def test_an_end_is_kept_only_where_it_is_the_best():
+def test_how_episodes_begin():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    assert novelty.begin("g", rng) is None  # nothing is known
+    played(novelty, ("hall", 5.0), ("attic", 0.0), ("hall", 0.0), ("garden", 1.0), ("shed", 0.0), seed=3)
+    plans = [novelty.begin("g", rng) for _ in range(400)]
+    assert all(plan.way.seed == 3 for plan in plans)
+    best = [plan for plan in plans if plan.imitated]
+    assert {(plan.way.actions, plan.imitated, plan.trial) for plan in best} == {
+        (("to hall", "to attic", "to hall", "to garden"), 4, False)
+    }
+    trials = [plan for plan in plans if plan.trial]
+    assert {(plan.way.actions, plan.imitated) for plan in trials} == {(("to hall", "to garden"), 0)}
+    assert {len(plan.way.actions) for plan in plans if plan not in best and plan not in trials} == {1, 2, 4, 5}
+    np.testing.assert_allclose([len(best) / 400, len(trials) / 400], 0.25, atol=0.08)  # half of imitate_share each
+
+
+def test_without_imitation_episodes_go_back_only():
+    novelty = Novelty(replace(make(return_share=1.0).config, imitate_share=0.0))
+    played(novelty, ("hall", 5.0), ("start", 0.0), ("garden", 1.0))
+    plans = [novelty.begin("g", np.random.default_rng(n)) for n in range(40)]
+    assert not any(plan.imitated or plan.trial for plan in plans)
+
+
+def test_a_share_of_the_episodes_goes_back():
+    novelty, rng = make(return_share=0.2), np.random.default_rng(0)
+    played(novelty, ("hall", 5.0))
+    assert abs(sum(novelty.begin("g", rng) is not None for _ in range(2000)) / 2000 - 0.2) < 0.03
+    never = make()
+    state = rng.bit_generator.state
+    assert never.begin("g", rng) is None
+    assert rng.bit_generator.state == state
+
+
+def test_an_end_is_remembered_only_as_the_best():
     """Nothing can be explored behind it."""
     novelty = make(return_share=1.0)
-    novelty.visit(step("kitchen"), set(), Way(1, ("east",), 5.0, 1))
-    for score, ways in ((5.0, 1), (6.0, 2)):
-        end = replace(step(f"the end with {score}"), terminated=True, score=score)
-        novelty.visit(end, set(), Way(1, ("east", "south"), score, 2))
-        assert len(novelty.archive) == ways
-    cut = replace(step("hall"), truncated=True, score=50.0)
-    novelty.visit(cut, set(), Way(1, ("west",), 50.0, 1))
-    assert len(novelty.archive) == 2
+    played(novelty, ("hall", 5.0))
+    known = len(novelty.archive)
+    trail = played(make(return_share=1.0), ("hall", 5.0))
+    novelty.visit(replace(step("the end"), reward=2.0, score=7.0, terminated=True), trail, "win")
+    assert len(novelty.archive) == known
+    assert novelty.archive.best("g").actions == ("to hall", "win")
