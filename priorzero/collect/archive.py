@@ -120,19 +120,18 @@ class Archive:
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.
 
-        First a score is drawn, the n-th best with a probability proportional to 1 / n, so that most episodes begin
-        where the points are and none is given up. Then a state of that score, proportional to 1 / sqrt(visits).
+        Each state has a weight of 1 / sqrt(visits). First a score is drawn, the n-th best proportional to 1 / n and to
+        the mean weight of its states, so that most episodes begin where the points are, unless all is known there. Then
+        a state of that score, proportional to its weight.
         """
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
         scores = np.array([cell.way.score for cell in cells])
-        levels = np.unique(scores)[::-1]
-        zipf = 1 / np.arange(1, len(levels) + 1)
-        level = rng.choice(levels, p=zipf / zipf.sum())
-        among = [cell for cell, score in zip(cells, scores, strict=True) if score == level]
-        rarity = np.array([max(cell.visits, 1) for cell in among]) ** -0.5
-        cell = among[int(rng.choice(len(among), p=rarity / rarity.sum()))]
+        rarity = np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
+        _, level_of, sizes = np.unique(-scores, return_inverse=True, return_counts=True)  # the best one first
+        weight = rarity / sizes[level_of] / (1 + level_of)
+        cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
         return cell.way
 
