@@ -104,18 +104,25 @@ class Archive:
         return self._best[game].way if game in self._best else None
 
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
-        """The best way without one of its detours, to be tried: it may lead elsewhere. None where it has none.
+        """The best way without some of its detours, to be tried: it may lead elsewhere. None where it has none.
 
-        A detour leads back to the same state without a point. It leaves at a step that is drawn, and ends as late as
-        can be.
+        A detour leads back to the same state without a point, as late as can be. One that is drawn is left out, and of
+        the others that it leaves a share that is drawn too, from none to all.
         """
         best = self._best.get(game)
-        detours = [] if best is None else _detours(best)
+        detours = {} if best is None else _detours(best)
         if best is None or not detours:
             return None
-        start, end = detours[int(rng.integers(len(detours)))]
-        actions = best.way.actions[:start] + best.way.actions[end:]
-        return Way(best.way.seed, actions, best.way.score, len(actions))
+        sure, share = int(rng.choice(list(detours))), rng.random()
+        kept, at = [], 0
+        while at < len(best.way.actions):
+            leaves_out = at in detours and (at == sure or rng.random() < share)
+            if leaves_out and not at < sure < detours[at]:  # which would leave out the step where the sure one begins
+                at = detours[at]
+            else:
+                kept.append(best.way.actions[at])
+                at += 1
+        return Way(best.way.seed, tuple(kept), best.way.score, len(kept))
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.
@@ -169,12 +176,12 @@ class Archive:
         }
 
 
-def _detours(best: _Best) -> list[tuple[int, int]]:
-    """(start, end) of the actions that could be left out: the state before and behind them is the same."""
-    found = []
+def _detours(best: _Best) -> dict[int, int]:
+    """From start to end, the actions that could be left out: the state before and behind them is the same."""
+    found = {}
     for start in range(len(best.paid)):
         unpaid = next((t for t in range(start, len(best.paid)) if best.paid[t]), len(best.paid))
         ends = [end for end in range(start + 1, unpaid + 1) if best.states[end] == best.states[start]]
         if ends:
-            found.append((start, ends[-1]))
+            found[start] = ends[-1]
     return found

@@ -107,9 +107,9 @@ def test_a_detour_is_left_out():
     #        a  b  c  d  e  f  g  h  i
     states = [1, 2, 3, 2, 4, 2, 5, 6, 6, 7]
     archive.enter("g", trail("abcdefghi", states, paid=(6, 9)), 8.0, first=True)
-    found = {"".join(archive.shortened("g", rng).actions) for _ in range(50)}
-    # from the first 2 (b c d e), from the second 2 (d e), and from 6 (h)
-    assert found == {"afghi", "abcfghi", "abcdefgi"}
+    found = {"".join(archive.shortened("g", rng).actions) for _ in range(200)}
+    # from the first 2 (b c d e), or from the second 2 (d e), and from 6 (h), in any way but none
+    assert found == {"afghi", "abcfghi", "abcdefgi", "afgi", "abcfgi"}
     archive.enter("g", trail("afghi", [1, 2, 5, 6, 6, 7], paid=(2, 5)), 8.0, first=True)
     assert {"".join(archive.shortened("g", rng).actions) for _ in range(20)} == {"afgi"}
     archive.enter("g", trail("afgi", [1, 2, 5, 6, 7], paid=(2, 4)), 8.0, first=True)
