@@ -242,8 +242,8 @@ class Actor:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint left off; running episodes are played again from their seeds.
 
-        Raises:
-            RuntimeError: a game does not offer the actions any more that were played in it.
+        An episode whose game does not offer the same actions any more is dropped for a fresh one, with a warning: valid
+        actions of story files are searched for, and what was found may differ.
         """
         self.env_steps, self.started, self.finished = state["env_steps"], state["started"], state["finished"]
         self.lost_ways = state["lost_ways"]
@@ -280,16 +280,31 @@ class Actor:
             for slot, s in zip(slots, saved, strict=True)
         ]
         self._episodes = self._begin(self._ask(starts))
+        lost: set[int] = set()
         for t in range(max(len(s["actions"]) for s in saved)):
-            running = [i for i in slots if t < len(saved[i]["actions"])]
-            self._send(running, [self._past_decision(self._episodes[i], saved[i], t) for i in running])
-            self._receive(running, [_past_intrinsic(saved[i], t) for i in running])
+            due = [i for i in slots if i not in lost and t < len(saved[i]["actions"])]
+            decisions = {i: _past_decision(self._episodes[i], saved[i], t) for i in due}
+            lost |= {i for i, decision in decisions.items() if decision is None}
+            running = {i: decision for i, decision in decisions.items() if decision is not None}
+            self._send(list(running), list(running.values()))
+            self._receive(list(running), [_past_intrinsic(saved[i], t) for i in running])
             for i in running:
                 if t + 1 == saved[i]["start"]:
                     self._cut(self._episodes[i])
+        for slot, fresh in zip(sorted(lost), self._begin(self._ask_for_episodes(sorted(lost))), strict=True):
+            self._episodes[slot] = fresh
+        return self._played_back(saved, lost)
+
+    def _played_back(self, saved: Sequence[dict[str, Any]], lost: set[int]) -> set[int]:
+        """The slots whose episodes are where they were; of the others the log tells."""
         same = set()
         for slot, (episode, s) in enumerate(zip(self._episodes, saved, strict=True)):
-            if episode.step.observation.feedback == s["feedback"]:
+            if slot in lost:
+                log.warning(
+                    "game %s, seed %d, does not offer the actions any more that were played in it: a fresh episode "
+                    "begins (finished segments are kept)", s["game"], s["seed"]
+                )  # fmt: skip
+            elif episode.step.observation.feedback == s["feedback"]:
                 same.add(slot)
                 episode.subtree = subtree_from_state(s["subtree"])
             else:
@@ -299,16 +314,17 @@ class Actor:
                 )  # fmt: skip
         return same
 
-    def _past_decision(self, episode: Episode, saved: dict[str, Any], t: int) -> Decision:
-        valid, action = episode.step.valid_actions, saved["actions"][t]
-        if action not in valid:
-            raise RuntimeError(
-                f"cannot resume: in game {saved['game']} the action {action!r} of the checkpoint is no longer valid; "
-                "the game or the valid-action settings have changed since"
-            )
-        if t >= saved["start"]:
-            return decision_from_state(saved["decisions"][t - saved["start"]])
+
+def _past_decision(episode: Episode, saved: dict[str, Any], t: int) -> Decision | None:
+    """What was decided at step ``t``; None where the game does not offer the same any more."""
+    valid, action = episode.step.valid_actions, saved["actions"][t]
+    if action not in valid:
+        return None
+    if t < saved["start"]:
         return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)
+    decision = decision_from_state(saved["decisions"][t - saved["start"]])
+    fits = decision.index < len(valid) and valid[decision.index] == action
+    return decision if fits and len(decision.visit_probs) in (0, len(valid)) else None
 
 
 def _past_intrinsic(saved: dict[str, Any], t: int) -> float:

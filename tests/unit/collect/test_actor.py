@@ -281,6 +281,26 @@ def test_a_game_that_plays_otherwise_is_noticed(envs, make_player, caplog):
     with caplog.at_level(logging.WARNING):
         Actor(envs, GAMES, make_player(), collect_config()).load_state_dict(state)
     assert "did not play back" in caplog.text
-    state["episodes"][0]["actions"] = ["fly"]
-    with pytest.raises(RuntimeError, match="cannot resume: in game corridor-3 the action 'fly'"):
-        Actor(envs, GAMES, make_player(), collect_config()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", ["another action", "another list"])
+def test_a_game_that_offers_other_actions_begins_anew(change, envs, make_player, caplog):
+    """The run goes on: only the episode is lost, the other one plays on."""
+    config = collect_config()
+    actor = Actor(envs, GAMES, make_player(), config)
+    for _ in range(2):
+        assert not actor.tick()
+    state = saved(actor.state_dict())
+    first, second = state["episodes"]
+    if change == "another action":
+        first["actions"][1] = "fly"
+    else:
+        first["decisions"][1]["visit_probs"] += [0.0]
+    resumed = Actor(envs, GAMES, make_player(), config)
+    with caplog.at_level(logging.WARNING):
+        resumed.load_state_dict(state)
+    assert f"game {first['game']}, seed {first['seed']}, does not offer the actions any more" in caplog.text
+    fresh, kept = resumed._episodes
+    assert (fresh.number, fresh.turns, kept.actions) == (2, [], second["actions"])
+    segments = [segment for _ in range(30) for segment in resumed.tick()]
+    assert sum(map(len, segments)) + resumed.pending == resumed.env_steps - 2
