@@ -107,7 +107,7 @@ class Actor:
         episodes = [self._episodes[slot] for slot in free]
         decisions = self.player.decide(self.config.policy, episodes, explore=True) if free else []
         for slot, e, d in zip(free, episodes, decisions, strict=True):
-            index = self.novelty.choose(e.step, d.index, self.player.rng)
+            index = self.novelty.choose(e.step, d.index, self.player.rng, went_back=bool(e.way))
             chosen[slot] = d if index == d.index else replace(d, index=index, subtree=None)
         self._send(slots, [chosen[slot] for slot in slots])
 

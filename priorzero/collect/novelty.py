@@ -31,17 +31,19 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
-    imitate_share: float  # of these, go the shortest way to the highest score, a policy target, or try to shorten it
+    return_try_share: float  # ``try_share`` of an episode that went back, once it is there
+    imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     of: Sequence[str]  # parts of the observation that tell states apart
 
     def __post_init__(self) -> None:
         parts = Observation._fields
-        shares = (self.try_share, self.return_share, self.imitate_share)
+        shares = (self.try_share, self.return_share, self.return_try_share, self.imitate_share)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
-                f"collector.novelty is {self}: the weight must not be negative, try_share, return_share and "
-                f"imitate_share lie between 0 and 1, and `of` names one or more of {', '.join(parts)}"
+                f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
+                "return_try_share and imitate_share lie between 0 and 1, and `of` names one or more of "
+                f"{', '.join(parts)}"
             )
 
 
@@ -86,18 +88,20 @@ class Novelty:
         way = self.archive.best(game)
         return None if way is None else Plan(way, imitated=len(way.actions), trial=False)
 
-    def choose(self, step: Step, index: int, rng: np.random.Generator) -> int:
-        """The action to take in ``step``: mostly that of ``index``, and for ``try_share`` of the steps the rarest.
+    def choose(self, step: Step, index: int, rng: np.random.Generator, *, went_back: bool = False) -> int:
+        """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest.
 
         Args:
             step: where to act.
             index: of its valid actions, what the policy chose.
-            rng: decides which steps, and between equally rare actions; not asked where ``try_share`` is 0.
+            rng: decides which steps, and between equally rare actions; not asked where both shares are 0.
+            went_back: whether the episode began by going back to a state.
         """
-        if not self.config.try_share:
+        share = self.config.return_try_share if went_back else self.config.try_share
+        if not (self.config.try_share or (self.config.return_share and self.config.return_try_share)):
             return index
         keys = [_number(self._shown(step), action) for action in step.valid_actions]
-        if rng.random() < self.config.try_share:
+        if rng.random() < share:
             taken = np.array([self._taken.get(key, 0) for key in keys])
             index = int(rng.choice(np.flatnonzero(taken == taken.min())))
         self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1

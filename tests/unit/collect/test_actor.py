@@ -19,7 +19,7 @@ from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment
 
 NONE, NEW = (
-    NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, imitate_share=0.5, of=("look",))
+    NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, return_try_share=0.5, imitate_share=0.5, of=("look",))
     for weight in (0.0, 0.5)
 )
 GAMES = (CorridorSpec(3), CorridorSpec(4))

@@ -16,7 +16,14 @@ def make(
     weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0, return_share: float = 0.0
 ) -> Novelty:
     return Novelty(
-        NoveltyConfig(weight=weight, try_share=try_share, return_share=return_share, imitate_share=0.5, of=of)
+        NoveltyConfig(
+            weight=weight,
+            try_share=try_share,
+            return_share=return_share,
+            return_try_share=0.5,
+            imitate_share=0.5,
+            of=of,
+        )
     )
 
 
@@ -87,7 +94,17 @@ def test_counts_survive():
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory"):
         NoveltyConfig(
-            **({"weight": 1.0, "try_share": 0.0, "return_share": 0.0, "imitate_share": 0.5, "of": ("look",)} | changes)
+            **(
+                {
+                    "weight": 1.0,
+                    "try_share": 0.0,
+                    "return_share": 0.0,
+                    "return_try_share": 0.5,
+                    "imitate_share": 0.5,
+                    "of": ("look",),
+                }
+                | changes
+            )
         )
 
 
@@ -143,3 +160,11 @@ def test_an_end_is_remembered_only_as_the_best():
     novelty.visit(replace(step("the end"), reward=2.0, score=7.0, terminated=True), trail, "win")
     assert len(novelty.archive) == known
     assert novelty.archive.best("g").actions == ("to hall", "win")
+
+
+def test_who_went_back_tries_more():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    two = step("kitchen", actions=("a", "b"))
+    chosen = [novelty.choose(two, 0, rng, went_back=went_back) for went_back in (False, True) for _ in range(2000)]
+    assert sum(chosen[:2000]) == 0
+    assert abs(sum(chosen[2000:]) / 2000 - 0.5) < 0.04  # half of the steps, in which the other action is the rarer one
