@@ -104,25 +104,23 @@ class Archive:
         return self._best[game].way if game in self._best else None
 
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
-        """The best way without some of its detours, to be tried: it may lead elsewhere. None where it has none.
+        """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
 
-        A detour leads back to the same state without a point, as late as can be. One that is drawn is left out, and of
-        the others that it leaves a share that is drawn too, from none to all.
+        Half of the time detours are left out, if there are any: one that is drawn, and a share of the others, from none
+        to all. A detour leads back to the same state without a point, as late as can be. Else a few actions in a row that
+        made no point: they may have changed something, and not what mattered.
         """
         best = self._best.get(game)
-        detours = {} if best is None else _detours(best)
-        if best is None or not detours:
+        if best is None or all(best.paid):
             return None
-        sure, share = int(rng.choice(list(detours))), rng.random()
-        kept, at = [], 0
-        while at < len(best.way.actions):
-            leaves_out = at in detours and (at == sure or rng.random() < share)
-            if leaves_out and not at < sure < detours[at]:  # which would leave out the step where the sure one begins
-                at = detours[at]
-            else:
-                kept.append(best.way.actions[at])
-                at += 1
-        return Way(best.way.seed, tuple(kept), best.way.score, len(kept))
+        detours = _detours(best)
+        if detours and rng.random() < 0.5:
+            kept = _without_detours(len(best.paid), detours, rng)
+        else:
+            start = int(rng.choice([t for t, paid in enumerate(best.paid) if not paid]))
+            end = min(start + int(rng.geometric(0.5)), best.paid.index(True, start))
+            kept = [*range(start), *range(end, len(best.paid))]
+        return Way(best.way.seed, tuple(best.way.actions[t] for t in kept), best.way.score, len(kept))
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.
@@ -185,3 +183,17 @@ def _detours(best: _Best) -> dict[int, int]:
         if ends:
             found[start] = ends[-1]
     return found
+
+
+def _without_detours(steps: int, detours: dict[int, int], rng: np.random.Generator) -> list[int]:
+    """The steps that are left, in order."""
+    sure, share = int(rng.choice(list(detours))), rng.random()
+    kept, at = [], 0
+    while at < steps:
+        leaves_out = at in detours and (at == sure or rng.random() < share)
+        if leaves_out and not at < sure < detours[at]:  # which would leave out the step where the sure one begins
+            at = detours[at]
+        else:
+            kept.append(at)
+            at += 1
+    return kept
