@@ -107,8 +107,8 @@ class Archive:
         """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
 
         Half of the time detours are left out, if there are any: one that is drawn, and a share of the others, from none
-        to all. A detour leads back to the same state without a point, as late as can be. Else a few actions in a row that
-        made no point: they may have changed something, and not what mattered.
+        to all. A detour leads back to the same state without a point, as late as can be. Else a few actions in a row
+        that made no point: they may have changed something, and not what mattered.
         """
         best = self._best.get(game)
         if best is None or all(best.paid):
