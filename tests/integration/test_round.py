@@ -88,7 +88,7 @@ def test_the_metric_for_a_sweeper(tmp_path: Path, tiny_encoder: Path):
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, tiny_encoder: Path):
     more = ["mode=world_model", "trainer.max_rounds=4", "trainer.checkpoint_every_n_rounds=1"]
     play(build_run(config(tmp_path, tiny_encoder, more)))
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004", "best"]
 
 
 THREAD = [
