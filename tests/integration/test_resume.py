@@ -152,7 +152,7 @@ def test_a_second_resume_keeps_what_was_not_trained_since(tmp_path: Path, tiny_e
             _rounds(run)
         finally:
             run.close()
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["000004"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["000004", "best"]
     found = state(folder)
     assert (found["world_model"]["global_step"], found["policy"]["global_step"]) == (4, 2)
     assert found["run"]["rounds"] == {"world_model": 2, "policy": 2}

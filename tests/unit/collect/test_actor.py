@@ -136,13 +136,15 @@ def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
         ways |= {episode.number: episode.way for episode in actor._episodes}
         trials |= {episode.number for episode in actor._episodes if episode.trial}
     assert actor.env_steps == steps
-    assert actor.lost_ways == 0
+    assert actor.lost_ways <= len(trials)  # a way that was gone before is not lost
     assert [ways[n] for n in (0, 1)] == [(), ()]  # nothing was known
     assert any(len(way) > 1 for way in ways.values())
     firsts = [segment for segment in segments if segment.start == 0]
     assert len(firsts) > 4
     best = False
     for segment in firsts:
+        if segment.episode in trials:
+            continue
         n = len(ways[segment.episode])
         assert segment.actions[:n] == ways[segment.episode]
         imitated = [t for t, probs in enumerate(segment.visit_probs[:n]) if len(probs)]
@@ -152,8 +154,9 @@ def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
             np.testing.assert_array_equal(segment.visit_probs[t], own)
         assert all(map(len, segment.visit_probs[n:]))
         best |= bool(imitated)
-        assert segment.episode in trials or not segment.intrinsic[:n].any()
+        assert not segment.intrinsic[:n].any()
     assert best
+    assert trials
 
 
 @pytest.mark.parametrize("policy", ["random", "prior"])
@@ -177,7 +180,7 @@ def test_a_way_that_is_lost_is_left(envs, make_player):
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("policy", ["random", "prior", "wm_prior", "reuse"])
-@pytest.mark.parametrize("ticks", [0, 1, 4, 11])
+@pytest.mark.parametrize("ticks", [0, 4, 11])
 def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
     search = replace(make_player().search_config, reuse=policy == "reuse")
