@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 class StopNow(BaseException):
     """The user asked twice to stop. No `KeyboardInterrupt`, which Lightning would turn into an exit of its own."""
+
+
+STOPPING = "stopping after this round with a checkpoint; press Ctrl-C again to stop now without one"
 
 
 class GracefulStop(lightning.Callback):
@@ -47,7 +51,8 @@ class GracefulStop(lightning.Callback):
         if self.requested:
             raise StopNow
         self.requested = True
-        log.warning("stopping after this round with a checkpoint; press Ctrl-C again to stop now without one")
+        # in a thread: the signal may have interrupted a line of the log, and the same thread must not begin another in it
+        threading.Thread(target=log.warning, args=[STOPPING], name="stopping").start()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.requested:
