@@ -51,7 +51,7 @@ class GracefulStop(lightning.Callback):
         if self.requested:
             raise StopNow
         self.requested = True
-        # in a thread: the signal may have interrupted a line of the log, and the same thread must not begin another in it
+        # in a thread: the signal may have interrupted a line of the log, in which this one must not begin another
         threading.Thread(target=log.warning, args=[STOPPING], name="stopping").start()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
