@@ -1,6 +1,7 @@
 """Does the language model learn? Several seeds of several trainings, each for a fixed time, a table and curves.
 
-python -m benchmarks.learning_proof --minutes 30                    5 runs x 3 seeds, one after the other
+python -m benchmarks.learning_proof --only coin3_grpo,coin3_ppo --minutes 12    small ones, 3 seeds each, for two cores
+python -m benchmarks.learning_proof --minutes 30                    all runs x 3 seeds, one after the other
 python -m benchmarks.learning_proof --minutes 30 --parallel 4       four at once, each on two cores of its own
 python -m benchmarks.learning_proof --minutes 5 --parallel 15 --cores 0 trainer=gpu    all at once on one GPU
 python -m benchmarks.learning_proof --only search --seeds 0         one of them
@@ -24,11 +25,11 @@ import threading
 import time
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.learning_report import report
-from benchmarks.learning_runs import RUNS, Places, Proof
+from benchmarks.learning_runs import RUNS, URL, Places, Proof
 from benchmarks.slices import CORES, ROOT, Conditions, run_all
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -36,10 +37,12 @@ from benchmarks.slices import CORES, ROOT, Conditions, run_all
 
 def prepare(data: Path) -> None:
     """Make prompts and questions that are not there yet."""
-    seeds = ["env.train_seeds=[1,2,3,4,5,6,7,8,9,10,11,12]", "env.heldout_seeds=[101,102,103,104,105,106]"]
-    coin = ["game_prompts", "--env", "coin_collector", "--out", str(data / "coin"), *seeds, "prompt.history_steps=1"]
+    games = ["env.train_seeds=[1,2,3,4,5,6,7,8,9,10,11,12]", "env.heldout_seeds=[101,102,103,104,105,106]"]
+    coin = ["game_prompts", "--env", "coin_collector", "--out", str(data / "coin"), *games, "prompt.history_steps=1"]
+    small = ["game_prompts", "--env", "coin_collector", "--out", str(data / "coin3"), *games]
+    small += ["env.options.level=3", "prompt.history_steps=0", "prompt.show=[look]"]
     questions = ["question_set", "--out", str(data / "questions")]
-    for (name, *words), made in ((coin, data / "coin"), (questions, data / "questions")):
+    for (name, *words), made in ((coin, data / "coin"), (small, data / "coin3"), (questions, data / "questions")):
         if not (made / "heldout.jsonl").is_file():
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], cwd=ROOT, check=True)
 
@@ -86,7 +89,9 @@ def main() -> None:
     problems: list[str] = []
     if not settings.report:
         prepare(out / "data")
-        with retriever(out / "data" / "questions" / "corpus.jsonl") as url:
+        corpus = out / "data" / "questions" / "corpus.jsonl"
+        searches = any(URL in RUNS[name].overrides for _, name in kinds)
+        with retriever(corpus) if searches else nullcontext("nobody searches") as url:
             places = Places(out / "data", url)
             conditions = Conditions(settings.minutes, settings.overrides, settings.cores, threading.Event())
             problems = run_all([Proof(name, seed, out, places) for seed, name in kinds], settings.parallel, conditions)

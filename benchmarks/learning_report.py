@@ -85,8 +85,13 @@ def plot(curves: dict[Proof, list[float]], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10, 3.8), layout="constrained", sharey=True)
-    for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
+    begun = {job.name for job in curves}
+    panels = {title: names for title, names in PANELS.items() if begun.intersection(names)}
+    if not panels:
+        return
+    size = {"figsize": (5 * len(panels), 3.8), "layout": "constrained"}
+    figure, ((*axes,),) = pyplot.subplots(1, len(panels), sharey=True, squeeze=False, **size)
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for color, name in enumerate(names):
             mine = [smooth(curve) for job, curve in curves.items() if job.name == name]
             for curve in mine:

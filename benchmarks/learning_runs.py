@@ -29,10 +29,14 @@ class Places:
 
 COIN = "coin/{part}.jsonl"
 QUESTIONS, PLAIN = "questions/{part}.jsonl", "questions/{part}_plain.jsonl"
+SMALL = "coin3/{part}.jsonl"  # short prompts, for two cores
+SMALL_ROUNDS = ("experience.prompts=4", "rollout.sampling.max_tokens=10", "policy_optim.lr=5e-4")
 URL = "tool.search.url={url}"
 RUNS = {
     "coin_grpo": Training("coin collector, GRPO", ("experiment=answers_grpo", "prompt.history_steps=1"), COIN),
     "coin_ppo": Training("coin collector, PPO", ("experiment=answers_ppo", "prompt.history_steps=1"), COIN),
+    "coin3_grpo": Training("three rooms on two cores, GRPO", ("experiment=answers_grpo", *SMALL_ROUNDS), SMALL),
+    "coin3_ppo": Training("three rooms on two cores, PPO", ("experiment=answers_ppo", *SMALL_ROUNDS), SMALL),
     "search": Training("questions, with search", ("experiment=search_agent", URL), QUESTIONS),
     "search_none": Training("questions, no search", ("experiment=search_agent", "agent=plain", "tool=none"), PLAIN),
     "search_unmasked": Training(
@@ -41,7 +45,11 @@ RUNS = {
         QUESTIONS,
     ),
 }
-PANELS = {"coin collector": ("coin_grpo", "coin_ppo"), "questions": ("search", "search_none", "search_unmasked")}
+PANELS = {
+    "coin collector": ("coin_grpo", "coin_ppo"),
+    "three rooms on two cores": ("coin3_grpo", "coin3_ppo"),
+    "questions": ("search", "search_none", "search_unmasked"),
+}
 ALWAYS = (
     *("evaluation.at_start=false", "evaluation.every_n_rounds=1000000", "evaluation.final_episodes=0"),
     "collector.num_envs=1",  # nobody plays

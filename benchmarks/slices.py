@@ -136,7 +136,9 @@ def _end(log: Path) -> str:
 
 
 def run_all(jobs: Sequence[Job], parallel: int, conditions: Conditions) -> list[str]:
-    """Run them, ``parallel`` at once; returns what went wrong."""
+    """Run them, ``parallel`` at once; returns what went wrong. SIGTERM stops them as Ctrl-C does."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell ignores the first
+        signal.signal(number, signal.default_int_handler)
     slots: SimpleQueue[tuple[int, ...]] = SimpleQueue()
     for cores in core_sets(sorted(os.sched_getaffinity(0)), parallel, conditions.cores):
         slots.put(cores)

@@ -57,6 +57,7 @@ class _Best:
 @dataclass(slots=True)
 class _Cell:
     way: Way
+    place: str
     visits: int = 0  # episodes that came by, or were sent there
 
 
@@ -71,11 +72,12 @@ class Archive:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, trail: Trail, score: float, *, first: bool) -> None:
+    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool) -> None:
         """An episode came to a state on its own.
 
         Args:
             game: its name.
+            place: where the state is; a place has many states.
             trail: how the episode came there; kept if it is better than what is known.
             score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
@@ -83,7 +85,7 @@ class Archive:
         cells, way = self._cells.setdefault(game, {}), trail.way(score)
         cell = cells.get(trail.states[-1])
         if cell is None:
-            cell = cells[trail.states[-1]] = _Cell(way)
+            cell = cells[trail.states[-1]] = _Cell(way, place)
         elif way.rank > cell.way.rank:
             cell.way = way
         cell.visits += first
@@ -125,17 +127,23 @@ class Archive:
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, None where the game was never played.
 
-        Each state has a weight of 1 / sqrt(visits). First a score is drawn, the n-th best proportional to 1 / n and to
-        the mean weight of its states, so that most episodes begin where the points are, unless all is known there. Then
-        a state of that score, proportional to its weight.
+        Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
+        of its places'. First a score is drawn, the n-th best proportional to its weight / n, so that most episodes begin
+        where the points are, unless all is known there; then one of its places and one of that place's states,
+        proportional to their weights. So a room where many things can be dropped counts no more than another one.
         """
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
         scores = np.array([cell.way.score for cell in cells])
         rarity = np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
-        _, level_of, sizes = np.unique(-scores, return_inverse=True, return_counts=True)  # the best one first
-        weight = rarity / sizes[level_of] / (1 + level_of)
+        levels, level_of = np.unique(-scores, return_inverse=True)  # the best one first
+        _, place_of = np.unique([cell.place for cell in cells], return_inverse=True)
+        rooms, room_of, states = np.unique(
+            place_of * len(levels) + level_of, return_inverse=True, return_counts=True
+        )  # a room: a place with a score
+        places = np.bincount(rooms % len(levels))  # with each score
+        weight = rarity / states[room_of] / places[level_of] / (1 + level_of)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
         return cell.way
@@ -143,15 +151,18 @@ class Archive:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and one list of texts."""
         rows = [(game, state, cell) for game, cells in self._cells.items() for state, cell in cells.items()]
-        texts = chain.from_iterable((game, *cell.way.actions) for game, _, cell in rows)
+        texts = chain.from_iterable((game, cell.place, *cell.way.actions) for game, _, cell in rows)
         number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
         actions = [number[action] for *_, cell in rows for action in cell.way.actions]
         return {
             "texts": list(number),
             "cells": torch.tensor(
-                [(number[g], state, c.visits, c.way.seed, c.way.scored, len(c.way.actions)) for g, state, c in rows],
+                [
+                    (number[g], number[c.place], state, c.visits, c.way.seed, c.way.scored, len(c.way.actions))
+                    for g, state, c in rows
+                ],
                 dtype=torch.int64,
-            ).reshape(-1, 6),
+            ).reshape(-1, 7),
             "scores": torch.tensor([cell.way.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
             "best": {
@@ -165,9 +176,9 @@ class Archive:
         self._cells = {}
         texts, actions = state["texts"], iter(state["actions"].tolist())
         for row, score in zip(state["cells"].tolist(), state["scores"].tolist(), strict=True):
-            game, number, visits, seed, scored, length = row
+            game, place, number, visits, seed, scored, length = row
             way = Way(seed, tuple(texts[next(actions)] for _ in range(length)), score, scored)
-            self._cells.setdefault(texts[game], {})[number] = _Cell(way, visits)
+            self._cells.setdefault(texts[game], {})[number] = _Cell(way, texts[place], visits)
         self._best = {
             game: _Best(Way(seed, tuple(way), score, len(way)), tuple(states), tuple(paid))
             for game, (seed, way, score, states, paid) in state["best"].items()

@@ -120,7 +120,8 @@ class Novelty:
             if step.done:
                 self.archive.finish(step.game, trail, step.score)
             else:
-                self.archive.enter(step.game, trail, step.score, first=first)
+                place = step.observation.look.partition("\n")[0]  # a room's name
+                self.archive.enter(step.game, place, trail, step.score, first=first)
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]

@@ -14,9 +14,18 @@ def trail(actions: str, states: list[int], paid: tuple[int, ...] = (), seed: int
     return Trail(seed, states, list(actions), [n + 1 in paid for n in range(len(actions))])
 
 
-def enter(archive: Archive, state: int, actions: str, score: float = 0.0, *, game: str = "g", first: bool = True):
+def enter(
+    archive: Archive,
+    state: int,
+    actions: str,
+    score: float = 0.0,
+    *,
+    game: str = "g",
+    place: str = "room",
+    first: bool = True,
+):
     states = [*range(100, 100 + len(actions)), state]
-    archive.enter(game, trail(actions, states, seed=len(actions)), score, first=first)
+    archive.enter(game, place, trail(actions, states, seed=len(actions)), score, first=first)
 
 
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
@@ -76,6 +85,21 @@ def test_a_score_where_all_is_known_is_drawn_less_often():
     )
 
 
+def test_a_place_counts_once_however_many_states_it_has():
+    archive = Archive()
+    for state, times in ((1, 1), (2, 4), (3, 4)):
+        for _ in range(times):
+            enter(archive, state, "n" * state, place="hall")
+    enter(archive, 4, "cellar", place="cellar")
+    for _ in range(16):
+        enter(archive, 5, "n" * 5, 5.0, place="hall")
+    # mean weights: hall (1 + 1/2 + 1/2) / 3 = 2/3, cellar 1; so 0 points 5/6 and by rank 5/12, and 5 points 1/4
+    total = 5 / 12 + 1 / 4
+    expected = [1 / 12, 1 / 24, 1 / 24, 1 / 4, 1 / 4]  # of the hall's 1/2 * 2/3 * 1/2 = 1/6 half goes to its rare state
+    found = shares(archive, ["n", "nn", "nnn", "cellar", "nnnnn"])
+    np.testing.assert_allclose(found, [share / total for share in expected], atol=0.03)
+
+
 def test_states_that_many_have_seen_are_drawn_less_often():
     archive = Archive()
     for _ in range(10_000):
@@ -89,13 +113,13 @@ def test_states_that_many_have_seen_are_drawn_less_often():
 
 def test_the_best_way_ends_with_its_last_point():
     archive = Archive()
-    archive.enter("g", trail("ab", [1, 2, 3]), 0.0, first=True)
+    archive.enter("g", "room", trail("ab", [1, 2, 3]), 0.0, first=True)
     assert archive.best("g") is None  # no point at all
-    archive.enter("g", trail("abc", [1, 2, 3, 4], paid=(2,)), 5.0, first=True)
+    archive.enter("g", "room", trail("abc", [1, 2, 3, 4], paid=(2,)), 5.0, first=True)
     assert archive.best("g") == Way(0, ("a", "b"), 5.0, 2)
-    archive.enter("g", trail("a", [1, 3], paid=(1,)), 5.0, first=True)
+    archive.enter("g", "room", trail("a", [1, 3], paid=(1,)), 5.0, first=True)
     assert archive.best("g") == Way(0, ("a",), 5.0, 1)  # as many, sooner
-    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3)), 6.0, first=True)
+    archive.enter("g", "room", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3)), 6.0, first=True)
     assert archive.best("g") == Way(0, ("a", "b", "c"), 6.0, 3)
     archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), seed=1), 9.0)
     assert archive.best("g") == Way(1, ("a", "b", "c", "d"), 9.0, 4)
@@ -112,7 +136,7 @@ def test_detours_are_left_out():
     archive = Archive()
     #        a  b  c  d  e  f  g  h  i
     states = [1, 2, 3, 2, 4, 2, 5, 6, 6, 7]
-    archive.enter("g", trail("abcdefghi", states, paid=(6, 9)), 8.0, first=True)
+    archive.enter("g", "room", trail("abcdefghi", states, paid=(6, 9)), 8.0, first=True)
     found = shortened(archive)
     # from the first 2 (b c d e), or from the second 2 (d e), and from 6 (h), in any way but none: half of the time
     detours = {"afghi", "abcfghi", "abcdefgi", "afgi", "abcfgi"}
@@ -123,7 +147,7 @@ def test_detours_are_left_out():
 
 def test_a_few_actions_are_left_out_where_there_is_no_detour():
     archive = Archive()
-    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(2, 5)), 8.0, first=True)
+    archive.enter("g", "room", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(2, 5)), 8.0, first=True)
     found = shortened(archive)
     assert found.keys() == {"bcde", "abde", "abce", "abe"}
     # the start is a, c or d; c alone half of the time, for what is left out has one action with 1/2, two with 1/4, ...
@@ -134,7 +158,7 @@ def test_a_few_actions_are_left_out_where_there_is_no_detour():
 
 def test_what_made_points_is_not_left_out():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("ab", [1, 2, 1], paid=(1, 2)), 2.0, first=True)
+    archive.enter("g", "room", trail("ab", [1, 2, 1], paid=(1, 2)), 2.0, first=True)
     assert archive.shortened("g", rng) is None
 
 
@@ -153,7 +177,7 @@ def test_everything_survives_a_checkpoint(entries):
     archive, other = Archive(), Archive()
     for game, steps, score in entries:
         way = Trail(3, [0, *(s for _, s, _ in steps)], [a for a, _, _ in steps], [p for _, _, p in steps])
-        archive.enter(game, way, float(score), first=True)
+        archive.enter(game, f"room {len(steps)}", way, float(score), first=True)
     file = io.BytesIO()
     torch.save(archive.state_dict(), file)
     file.seek(0)
@@ -172,7 +196,7 @@ def test_everything_survives_a_checkpoint(entries):
 def test_a_shortened_way_keeps_what_made_points(steps, seed):
     states, paid = [0, *(state for state, _ in steps)], [p for _, p in steps]
     archive = Archive()
-    archive.enter("g", Trail(0, states, [str(n) for n in range(len(steps))], paid), 1.0, first=True)
+    archive.enter("g", "room", Trail(0, states, [str(n) for n in range(len(steps))], paid), 1.0, first=True)
     shorter = archive.shortened("g", np.random.default_rng(seed))
     if shorter is None:
         return
