@@ -128,9 +128,9 @@ class Archive:
         """A way to go, None where the game was never played.
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
-        of its places'. First a score is drawn, the n-th best proportional to its weight / n, so that most episodes begin
-        where the points are, unless all is known there; then one of its places and one of that place's states,
-        proportional to their weights. So a room where many things can be dropped counts no more than another one.
+        of its places'. First a score is drawn, the n-th best proportional to its weight / n: most episodes begin where
+        the points are, unless all is known there. Then one of its places and one of that place's states, proportional
+        to their weights. So a room where many things can be dropped counts no more than another one.
         """
         cells = list(self._cells.get(game, {}).values())
         if not cells:
