@@ -30,13 +30,15 @@ class Places:
 COIN = "coin/{part}.jsonl"
 QUESTIONS, PLAIN = "questions/{part}.jsonl", "questions/{part}_plain.jsonl"
 SMALL = "coin3/{part}.jsonl"  # short prompts, for two cores
-SMALL_ROUNDS = ("experience.prompts=4", "rollout.sampling.max_tokens=10", "policy_optim.lr=5e-4")
+SMALL_ROUNDS = ("experience.prompts=4", "rollout.sampling.max_tokens=10")
 URL = "tool.search.url={url}"
 RUNS = {
     "coin_grpo": Training("coin collector, GRPO", ("experiment=answers_grpo", "prompt.history_steps=1"), COIN),
     "coin_ppo": Training("coin collector, PPO", ("experiment=answers_ppo", "prompt.history_steps=1"), COIN),
     "coin3_grpo": Training("three rooms on two cores, GRPO", ("experiment=answers_grpo", *SMALL_ROUNDS), SMALL),
-    "coin3_ppo": Training("three rooms on two cores, PPO", ("experiment=answers_ppo", *SMALL_ROUNDS), SMALL),
+    "coin3_ppo": Training(
+        "three rooms on two cores, PPO", ("experiment=answers_ppo", *SMALL_ROUNDS, "policy_optim.lr=5e-4"), SMALL
+    ),
     "search": Training("questions, with search", ("experiment=search_agent", URL), QUESTIONS),
     "search_none": Training("questions, no search", ("experiment=search_agent", "agent=plain", "tool=none"), PLAIN),
     "search_unmasked": Training(
