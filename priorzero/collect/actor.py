@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state, subtree_from_state
-from priorzero.collect.novelty import Novelty, NoveltyConfig
+from priorzero.collect.novelty import Novelty, NoveltyConfig, Plan
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
 from priorzero.envs.vector import VectorEnv
@@ -62,9 +62,8 @@ class _Start:
     spec: GameSpec
     seed: int
     number: int
-    way: tuple[str, ...] = ()  # the actions that it begins with
-    imitated: int = 0  # how many of them are policy targets
-    trial: bool = False  # nobody went that way yet
+    plan: Plan | None = None
+    lost: bool = False  # the plan, before it was played again
 
 
 class Actor:
@@ -76,7 +75,7 @@ class Actor:
         self.versions = (0, 0)
         self.env_steps = 0
         self.started = 0  # episodes
-        self.results: deque[EpisodeResult] = deque(maxlen=100)  # the latest finished episodes
+        self.results: deque[EpisodeResult] = deque(maxlen=100)  # the latest finished episodes that began as ever
         self.finished = 0
         self.lost_ways = 0  # episodes that were to go back to a state and could not take a step of the way
         self._episodes: list[Episode] = []
@@ -107,17 +106,14 @@ class Actor:
         episodes = [self._episodes[slot] for slot in free]
         decisions = self.player.decide(self.config.policy, episodes, explore=True) if free else []
         for slot, e, d in zip(free, episodes, decisions, strict=True):
-            index = self.novelty.choose(e.step, d.index, self.player.rng, went_back=bool(e.way))
+            index = self.novelty.choose(e.step, d.index, self.player.rng, went_back=e.goes_back)
             chosen[slot] = d if index == d.index else replace(d, index=index, subtree=None)
         self._send(slots, [chosen[slot] for slot in slots])
 
     def _follow(self, episode: Episode) -> Decision | None:
         """The next step of an episode that goes back to a state; None where it decides for itself."""
-        if not episode.going_back:
-            return None
-        decision = episode.follow()
-        if decision is None:  # valid actions may be found or missed, and a game may have chances of its own
-            episode.way, self.lost_ways = (), self.lost_ways + 1
+        lost, decision = episode.lost, episode.follow()
+        self.lost_ways += episode.lost - lost  # valid actions may be missed, and a game may have chances of its own
         return decision
 
     def _land(self, slots: Sequence[int]) -> list[Segment]:
@@ -132,7 +128,8 @@ class Actor:
                 segments.append(self._cut(episode))
             if episode.step.done:
                 self.finished += 1
-                self.results.append(episode.result("collect"))
+                if episode.plan is None:  # else its score says nothing of who plays
+                    self.results.append(episode.result("collect"))
         for slot, episode in zip(over, self._begin(asked), strict=True):
             self._episodes[slot] = episode
         return segments
@@ -150,9 +147,8 @@ class Actor:
     def _start(self, slot: int, number: int) -> _Start:
         spec = self.games[number % len(self.games)]
         plan = self.novelty.begin(spec.name, self.player.rng)
-        if plan is not None:
-            return _Start(slot, spec, plan.way.seed, number, plan.way.actions, plan.imitated, plan.trial)
-        return _Start(slot, spec, self.config.seed * 1_000_003 + number + 1, number)
+        seed = self.config.seed * 1_000_003 + number + 1 if plan is None else plan.seed
+        return _Start(slot, spec, seed, number, plan)
 
     def _ask(self, starts: list[_Start]) -> list[_Start]:
         with self._clock("env"):
@@ -174,9 +170,8 @@ class Actor:
                 step,
                 vector,
                 self.config.history_steps,
-                way=s.way,
-                imitated=s.imitated,
-                trial=s.trial,
+                plan=s.plan,
+                lost=s.lost,
             )
             for s, step, vector in zip(starts, steps, vectors, strict=True)
         ]
@@ -201,7 +196,7 @@ class Actor:
             episode, decision = self._episodes[slot], self._sent.pop(slot)
             text = episode.step.valid_actions[decision.index]
             action = int(self.player.vocabulary.ids([text])[0])
-            if intrinsic is None and (episode.trial or not episode.going_back):
+            if intrinsic is None and episode.explores:
                 extra = self.novelty.visit(step, episode.trail, text)
             else:
                 self.novelty.mark(step, episode.trail, text)
@@ -235,7 +230,10 @@ class Actor:
             "episodes": [episode.state_dict() for episode in self._episodes],
             "groups": len(self._groups),
             "turn": self._turn,
-            "sent": {slot: decision_state(decision) for slot, decision in self._sent.items()},
+            "sent": {
+                slot: {"valid": list(self._episodes[slot].step.valid_actions), "decision": decision_state(decision)}
+                for slot, decision in self._sent.items()
+            },
             "novelty": self.novelty.state_dict(),
         }
 
@@ -269,14 +267,18 @@ class Actor:
         same = self._replay(saved, by_name)
         if state["groups"] == len(self._groups):
             self._turn = state["turn"]
-            sent = {slot: decision_from_state(d) for slot, d in state["sent"].items() if slot in same}
+            sent = {
+                slot: decision_from_state(s["decision"])
+                for slot, s in state["sent"].items()
+                if slot in same and list(self._episodes[slot].step.valid_actions) == s["valid"]
+            }  # the others decide anew
             self._send(list(sent), list(sent.values()))
 
     def _replay(self, saved: list[dict[str, Any]], by_name: dict[str, GameSpec]) -> set[int]:
         """Play the saved episodes again; the slots in which that led to the same state as before."""
         slots = range(len(saved))
         starts = [
-            _Start(slot, by_name[s["game"]], s["seed"], s["number"], tuple(s["way"]), s["imitated"], s["trial"])
+            _Start(slot, by_name[s["game"]], s["seed"], s["number"], _past_plan(s), s["lost"])
             for slot, s in zip(slots, saved, strict=True)
         ]
         self._episodes = self._begin(self._ask(starts))
@@ -291,6 +293,7 @@ class Actor:
             for i in running:
                 if t + 1 == saved[i]["start"]:
                     self._cut(self._episodes[i])
+        lost |= {i for i in slots if self._episodes[i].step.done}
         for slot, fresh in zip(sorted(lost), self._begin(self._ask_for_episodes(sorted(lost))), strict=True):
             self._episodes[slot] = fresh
         return self._played_back(saved, lost)
@@ -301,8 +304,8 @@ class Actor:
         for slot, (episode, s) in enumerate(zip(self._episodes, saved, strict=True)):
             if slot in lost:
                 log.warning(
-                    "game %s, seed %d, does not offer the actions any more that were played in it: a fresh episode "
-                    "begins (finished segments are kept)", s["game"], s["seed"]
+                    "game %s, seed %d, does not offer the actions any more that were played in it, or ends before: a "
+                    "fresh episode begins (finished segments are kept)", s["game"], s["seed"]
                 )  # fmt: skip
             elif episode.step.observation.feedback == s["feedback"]:
                 same.add(slot)
@@ -322,9 +325,16 @@ def _past_decision(episode: Episode, saved: dict[str, Any], t: int) -> Decision 
         return None
     if t < saved["start"]:
         return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)
-    decision = decision_from_state(saved["decisions"][t - saved["start"]])
-    fits = decision.index < len(valid) and valid[decision.index] == action
-    return decision if fits and len(decision.visit_probs) in (0, len(valid)) else None
+    pending = t - saved["start"]
+    return decision_from_state(saved["decisions"][pending]) if list(valid) == saved["valid"][pending] else None
+
+
+def _past_plan(saved: dict[str, Any]) -> Plan | None:
+    """How the episode began."""
+    if saved["plan"] is None:
+        return None
+    actions, kind = saved["plan"]
+    return Plan(saved["seed"], tuple(actions), kind)
 
 
 def _past_intrinsic(saved: dict[str, Any], t: int) -> float:

@@ -21,13 +21,6 @@ class Way:
 
     seed: int
     actions: tuple[str, ...]
-    score: float  # in the state
-    scored: int  # actions until the last point was made
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """The greater the better: more points, or as many on a shorter way."""
-        return self.score, -len(self.actions)
 
 
 @dataclass(slots=True)
@@ -39,10 +32,10 @@ class Trail:
     actions: list[str] = field(default_factory=list)
     paid: list[bool] = field(default_factory=list)  # whether the action made a point
 
-    def way(self, score: float) -> Way:
-        """To the present state, which has this score."""
-        scored = next((n for n in range(len(self.paid), 0, -1) if self.paid[n - 1]), 0)
-        return Way(self.seed, tuple(self.actions), score, scored)
+    @property
+    def scored(self) -> int:
+        """Actions until the last point was made."""
+        return next((n for n in range(len(self.paid), 0, -1) if self.paid[n - 1]), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +43,7 @@ class _Best:
     """The way to a game's highest score, up to its last point."""
 
     way: Way
+    score: float
     states: tuple[int, ...]  # one more than actions
     paid: tuple[bool, ...]
 
@@ -57,8 +51,14 @@ class _Best:
 @dataclass(slots=True)
 class _Cell:
     way: Way
+    score: float  # in the state
     place: str
     visits: int = 0  # episodes that came by, or were sent there
+
+
+def _better(score: float, actions: int, than: _Best | _Cell) -> bool:
+    """More points, or as many by fewer actions."""
+    return (score, -actions) > (than.score, -len(than.way.actions))
 
 
 class Archive:
@@ -82,24 +82,23 @@ class Archive:
             score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
         """
-        cells, way = self._cells.setdefault(game, {}), trail.way(score)
+        cells = self._cells.setdefault(game, {})
         cell = cells.get(trail.states[-1])
-        if cell is None:
-            cell = cells[trail.states[-1]] = _Cell(way, place)
-        elif way.rank > cell.way.rank:
-            cell.way = way
+        if cell is None or _better(score, len(trail.actions), cell):
+            way, visits = Way(trail.seed, tuple(trail.actions)), 0 if cell is None else cell.visits
+            cell = cells[trail.states[-1]] = _Cell(way, score, place, visits)
         cell.visits += first
-        self._compare(game, trail, way)
+        self._compare(game, trail, score)
 
     def finish(self, game: str, trail: Trail, score: float) -> None:
         """An episode is over: nothing can be explored behind it, but it may have been the best one."""
-        self._compare(game, trail, trail.way(score))
+        self._compare(game, trail, score)
 
-    def _compare(self, game: str, trail: Trail, way: Way) -> None:
-        best, n = self._best.get(game), way.scored
-        if n and (best is None or (way.score, -n) > (best.way.score, -best.way.scored)):
-            to_last_point = Way(way.seed, way.actions[:n], way.score, n)
-            self._best[game] = _Best(to_last_point, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]))
+    def _compare(self, game: str, trail: Trail, score: float) -> None:
+        best, n = self._best.get(game), trail.scored
+        if n and (best is None or _better(score, n, best)):
+            way = Way(trail.seed, tuple(trail.actions[:n]))
+            self._best[game] = _Best(way, score, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]))
 
     def best(self, game: str) -> Way | None:
         """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
@@ -122,10 +121,10 @@ class Archive:
             start = int(rng.choice([t for t, paid in enumerate(best.paid) if not paid]))
             end = min(start + int(rng.geometric(0.5)), best.paid.index(True, start))
             kept = [*range(start), *range(end, len(best.paid))]
-        return Way(best.way.seed, tuple(best.way.actions[t] for t in kept), best.way.score, len(kept))
+        return Way(best.way.seed, tuple(best.way.actions[t] for t in kept))
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
-        """A way to go, None where the game was never played.
+        """A way to go, which counts as a visit; None where the game was never played.
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
         of its places'. First a score is drawn, the n-th best proportional to its weight / n: most episodes begin where
@@ -135,15 +134,12 @@ class Archive:
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
-        scores = np.array([cell.way.score for cell in cells])
+        scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
+        _, place = np.unique([cell.place for cell in cells], return_inverse=True)
+        pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
+        places = np.bincount(pairs % len(scores))  # with each score; `states`: of each place with a score
         rarity = np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
-        levels, level_of = np.unique(-scores, return_inverse=True)  # the best one first
-        _, place_of = np.unique([cell.place for cell in cells], return_inverse=True)
-        rooms, room_of, states = np.unique(
-            place_of * len(levels) + level_of, return_inverse=True, return_counts=True
-        )  # a room: a place with a score
-        places = np.bincount(rooms % len(levels))  # with each score
-        weight = rarity / states[room_of] / places[level_of] / (1 + level_of)
+        weight = rarity / states[pair] / places[level] / (1 + level)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
         return cell.way
@@ -157,16 +153,13 @@ class Archive:
         return {
             "texts": list(number),
             "cells": torch.tensor(
-                [
-                    (number[g], number[c.place], state, c.visits, c.way.seed, c.way.scored, len(c.way.actions))
-                    for g, state, c in rows
-                ],
+                [(number[g], number[c.place], state, c.visits, c.way.seed, len(c.way.actions)) for g, state, c in rows],
                 dtype=torch.int64,
-            ).reshape(-1, 7),
-            "scores": torch.tensor([cell.way.score for *_, cell in rows], dtype=torch.float64),
+            ).reshape(-1, 6),
+            "scores": torch.tensor([cell.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
             "best": {
-                game: [b.way.seed, list(b.way.actions), b.way.score, list(b.states), list(b.paid)]
+                game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid)]
                 for game, b in self._best.items()
             },
         }
@@ -176,11 +169,11 @@ class Archive:
         self._cells = {}
         texts, actions = state["texts"], iter(state["actions"].tolist())
         for row, score in zip(state["cells"].tolist(), state["scores"].tolist(), strict=True):
-            game, place, number, visits, seed, scored, length = row
-            way = Way(seed, tuple(texts[next(actions)] for _ in range(length)), score, scored)
-            self._cells.setdefault(texts[game], {})[number] = _Cell(way, texts[place], visits)
+            game, place, number, visits, seed, length = row
+            way = Way(seed, tuple(texts[next(actions)] for _ in range(length)))
+            self._cells.setdefault(texts[game], {})[number] = _Cell(way, score, texts[place], visits)
         self._best = {
-            game: _Best(Way(seed, tuple(way), score, len(way)), tuple(states), tuple(paid))
+            game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid))
             for game, (seed, way, score, states, paid) in state["best"].items()
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from priorzero.collect.archive import Trail
+from priorzero.collect.novelty import Plan
 from priorzero.envs.base import GameSpec
 from priorzero.rl.returns import discounted_returns
 from priorzero.types import EpisodeResult, Segment, Situation, Step, Subtree, Turn
@@ -45,9 +46,8 @@ class Episode:
     intrinsic: list[float] = field(default_factory=list)
     start: int = 0
     subtree: Subtree | None = None  # what the last search found here
-    way: tuple[str, ...] = ()  # the actions that it begins with, see `Archive`
-    imitated: int = 0  # how many of them are policy targets
-    trial: bool = False  # nobody went that way yet
+    plan: Plan | None = None  # how it begins, if not as ever
+    lost: bool = False  # an action of the plan was not valid
     trail: Trail = field(init=False)  # the whole episode, see `Novelty`
 
     def __post_init__(self) -> None:
@@ -69,19 +69,30 @@ class Episode:
         return Situation(self.step.observation, self.step.valid_actions, tuple(recent), self.step.goal)
 
     @property
-    def going_back(self) -> bool:
-        """Whether its next action is of the way that it begins with."""
-        return len(self.turns) < len(self.way)
+    def goes_back(self) -> bool:
+        """Whether it began by a plan, and has not lost it."""
+        return self.plan is not None and not self.lost
 
     def follow(self) -> Decision | None:
-        """The next step of the way, with visits to learn from where it is imitated; None where it is not valid."""
-        action, valid = self.way[len(self.turns)], self.step.valid_actions
-        if action not in valid:
+        """The next step of the plan, with visits to learn from where it imitates; None where there is none (any more).
+
+        Sets ``lost`` where the action is not valid.
+        """
+        if self.plan is None or self.lost or len(self.turns) >= len(self.plan.actions):
             return None
-        index, imitated = valid.index(action), len(self.turns) < self.imitated
-        return Decision(
-            index, np.eye(len(valid), dtype=np.float32)[index] if imitated else np.zeros(0, np.float32), 0.0
-        )
+        action, valid = self.plan.actions[len(self.turns)], self.step.valid_actions
+        self.lost = action not in valid
+        if self.lost:
+            return None
+        index = valid.index(action)
+        one_hot = np.eye(len(valid), dtype=np.float32)[index]
+        return Decision(index, one_hot if self.plan.kind == "imitate" else np.zeros(0, np.float32), 0.0)
+
+    @property
+    def explores(self) -> bool:
+        """Whether the next step leads where its plan does not: to be counted."""
+        plan = self.plan
+        return plan is None or self.lost or plan.kind == "trial" or len(self.turns) >= len(plan.actions)
 
     def advance(
         self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, intrinsic: float = 0.0
@@ -149,10 +160,10 @@ class Episode:
             "number": self.number,
             "start": self.start,
             "actions": self.actions,
-            "way": list(self.way),
-            "imitated": self.imitated,
-            "trial": self.trial,
+            "plan": None if self.plan is None else [list(self.plan.actions), self.plan.kind],
+            "lost": self.lost,
             "feedback": self.step.observation.feedback,
+            "valid": [list(valid) for valid in self.valid],
             "decisions": [decision_state(decision) for decision in self.decisions],
             "intrinsic": list(self.intrinsic),
             "subtree": subtree_state(self.subtree),

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from priorzero.collect.archive import Archive, Trail, Way
+from priorzero.collect.archive import Archive, Trail
 from priorzero.types import Observation, Step
 
 
@@ -49,13 +49,16 @@ class NoveltyConfig:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How an episode begins."""
+    """How an episode begins: by these actions, in a game that starts from ``seed``.
 
-    way: Way
-    imitated: (
-        int  # how many of its actions are policy targets (after exploration: Madotto et al. 2020, arXiv 2001.08868)
-    )
-    trial: bool  # nobody went it yet: what comes of it is new
+    ``return``: to a state, to go on from there. ``imitate``: the best way that is known, a policy target (imitation
+    after exploration: Madotto et al. 2020, arXiv 2001.08868). ``trial``: the best way without some of its actions:
+    nobody went it yet, and what comes of it is new.
+    """
+
+    seed: int
+    actions: tuple[str, ...]
+    kind: Literal["return", "imitate", "trial"]
 
 
 class Novelty:
@@ -72,7 +75,7 @@ class Novelty:
         return max(len(self._entered), len(self.archive))
 
     def begin(self, game: str, rng: np.random.Generator) -> Plan | None:
-        """How the next episode of the game begins: None for most of them, as ever.
+        """How the next episode of the game begins; None where it begins as ever.
 
         Args:
             game: its name.
@@ -80,13 +83,14 @@ class Novelty:
         """
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
+        kind: Literal["return", "imitate", "trial"] = "imitate"
         if rng.random() >= self.config.imitate_share:
-            way = self.archive.draw(game, rng)
-            return None if way is None else Plan(way, imitated=0, trial=False)
-        if rng.random() < 0.5 and (way := self.archive.shortened(game, rng)) is not None:
-            return Plan(way, imitated=0, trial=True)
-        way = self.archive.best(game)
-        return None if way is None else Plan(way, imitated=len(way.actions), trial=False)
+            kind, way = "return", self.archive.draw(game, rng)
+        elif rng.random() < 0.5 and (shorter := self.archive.shortened(game, rng)) is not None:
+            kind, way = "trial", shorter
+        else:
+            way = self.archive.best(game)
+        return None if way is None else Plan(way.seed, way.actions, kind)
 
     def choose(self, step: Step, index: int, rng: np.random.Generator, *, went_back: bool = False) -> int:
         """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest.

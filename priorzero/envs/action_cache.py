@@ -7,15 +7,23 @@ counts say how many had changed.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from sys import intern
+from typing import TypeVar
 
 from priorzero.envs.action_store import ActionStore
 from priorzero.envs.actions import ALGORITHM, ActionFinder
+from priorzero.envs.base import EnvError
+
+log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,11 @@ class ActionCache:
 
     Attributes:
         counts: the finder's, and ``memory_hits``, ``disk_hits``, ``refreshed`` (hits that were computed again),
-            ``refresh_differs`` (those of them whose actions had changed), ``rebuilt`` (damaged files replaced).
+            ``refresh_differs`` (those of them whose actions had changed), ``rebuilt`` (damaged files replaced),
+            ``file_lost`` (1 once the file has failed in use: from then on this process plays without it).
+
+    Raises:
+        EnvError: the file cannot be used to begin with.
     """
 
     def __init__(self, finder: ActionFinder, config: CacheConfig, game: bytes) -> None:
@@ -54,7 +66,7 @@ class ActionCache:
         self._memory: OrderedDict[bytes, tuple[str, ...]] = OrderedDict()
         self._chance = random.Random(0)
         self.counts: Counter[str] = finder.counts
-        self._store = None
+        self._store: ActionStore | None = None
         if config.folder:
             self._store = ActionStore(Path(config.folder), self._game, config.entries, self.counts)
 
@@ -80,20 +92,29 @@ class ActionCache:
             self._memory.move_to_end(key)
             self.counts["memory_hits"] += 1
             return self._memory[key]
-        found = self._store.get(key) if self._store is not None else None
+        found = self._use(lambda store: store.get(key))
         if found is None:
             return None
         self.counts["disk_hits"] += 1
         return self._remember(key, found)
 
     def _search(self, key: bytes, room: str, carried: str) -> tuple[str, ...]:
-        if self._store is None:
-            actions, _, _ = self._finder.find(room, carried)
-        else:
-            self._store.catch_up(self._finder.known)
-            actions, tried, useful = self._finder.find(room, carried)
-            self._store.put(key, actions, tried, useful)
+        self._use(lambda store: store.catch_up(self._finder.known))
+        actions, tried, useful = self._finder.find(room, carried)
+        self._use(lambda store: store.put(key, actions, tried, useful))
         return self._remember(key, tuple(actions))
+
+    def _use(self, what: Callable[[ActionStore], _Result]) -> _Result | None:
+        """Ask the file, None where there is none. A file that fails in use is left: it saves time, no more than that."""
+        if self._store is None:
+            return None
+        try:
+            return what(self._store)
+        except EnvError as error:
+            log.warning("%s Going on without it; finding valid actions takes longer from here.", error)
+            self.counts["file_lost"] = 1
+            self._store = None
+            return None
 
     def _remember(self, key: bytes, actions: tuple[str, ...]) -> tuple[str, ...]:
         actions = tuple(map(intern, actions))

@@ -111,7 +111,8 @@ class ActionStore:
             except sqlite3.DatabaseError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
                 if code not in _DAMAGED or attempt == 3:
-                    raise EnvError(_advice(self._path, error)) from error
+                    name = getattr(error, "sqlite_errorname", "")
+                    raise EnvError(_advice(self._path, f"{error} {name}".strip())) from error
                 self._give_up(error)
         raise AssertionError("the last attempt returns or raises")
 

@@ -14,9 +14,9 @@ import torch
 from toy_games import CorridorSpec
 
 from priorzero.collect.actor import Actor, CollectConfig
-from priorzero.collect.novelty import NoveltyConfig
+from priorzero.collect.novelty import NoveltyConfig, Plan
 from priorzero.envs.vector import VectorEnv
-from priorzero.types import Segment
+from priorzero.types import Segment, Turn
 
 NONE, NEW = (
     NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, return_try_share=0.5, imitate_share=0.5, of=("look",))
@@ -133,8 +133,9 @@ def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
     for _ in range(60):
         segments += actor.tick()
         steps += 2
-        ways |= {episode.number: episode.way for episode in actor._episodes}
-        trials |= {episode.number for episode in actor._episodes if episode.trial}
+        plans = {episode.number: episode.plan for episode in actor._episodes}
+        ways |= {number: plan.actions if plan else () for number, plan in plans.items()}
+        trials |= {number for number, plan in plans.items() if plan and plan.kind == "trial"}
     assert actor.env_steps == steps
     assert actor.lost_ways <= len(trials)  # a way that was gone before is not lost
     assert [ways[n] for n in (0, 1)] == [(), ()]  # nothing was known
@@ -157,6 +158,11 @@ def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
         assert not segment.intrinsic[:n].any()
     assert best
     assert trials
+    alone = [segment.episode for segment in segments if not ways[segment.episode] and segment.returns is not None]
+    assert (len(actor.results), actor.finished > len(alone)) == (
+        len(alone),
+        True,
+    )
 
 
 @pytest.mark.parametrize("policy", ["random", "prior"])
@@ -172,9 +178,11 @@ def test_a_way_that_is_lost_is_left(envs, make_player):
     actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, novelty=replace(NEW, return_share=1.0)))
     actor.tick()
     episode = actor._episodes[0]
-    episode.way = (*episode.actions, "sing")
-    actor.tick()
-    assert (actor.lost_ways, episode.way, len(episode.turns)) == (1, (), 2)
+    episode.plan = Plan(episode.seed, (*episode.actions, "sing"), "return")
+    assert episode.goes_back
+    for _ in range(2):
+        actor.tick()
+    assert (actor.lost_ways, episode.goes_back, len(episode.turns)) == (1, False, 3)
     assert all(len(decision.visit_probs) for decision in episode.decisions)  # it was decided for as ever
 
 
@@ -286,7 +294,30 @@ def test_a_game_that_plays_otherwise_is_noticed(envs, make_player, caplog):
     assert "did not play back" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["another action", "another list"])
+def _to_the_end(actor: Actor, slot: int) -> list[Turn]:
+    """Let the episode of this slot end; its turns."""
+    episode = actor._episodes[slot]
+    while not episode.step.done:
+        actor.tick()
+    return episode.turns
+
+
+def test_an_action_that_was_on_its_way_is_decided_for_again_where_others_are_valid(four, make_player):
+    config = collect_config(num_envs=4, groups=2)
+    actor = Actor(four, GAMES, make_player(), config)
+    for _ in range(3):
+        actor.tick()
+    state = saved(actor.state_dict())
+    changed, *kept = sorted(state["sent"])
+    assert kept
+    state["sent"][changed]["valid"][-1] = "fly"
+    resumed = Actor(four, GAMES, make_player(), config)
+    resumed.load_state_dict(state)
+    assert sorted(resumed._sent) == kept
+    check_segments(resumed, [segment for _ in range(40) for segment in resumed.tick()])
+
+
+@pytest.mark.parametrize("change", ["another action", "another list", "it ends"])
 def test_a_game_that_offers_other_actions_begins_anew(change, envs, make_player, caplog):
     """The run goes on: only the episode is lost, the other one plays on."""
     config = collect_config()
@@ -297,8 +328,11 @@ def test_a_game_that_offers_other_actions_begins_anew(change, envs, make_player,
     first, second = state["episodes"]
     if change == "another action":
         first["actions"][1] = "fly"
+    elif change == "another list":
+        first["valid"][1][-1] = "fly"  # as many as before
     else:
-        first["decisions"][1]["visit_probs"] += [0.0]
+        end = [turn.action for turn in _to_the_end(actor, 0)]
+        first |= {"actions": end, "start": len(end), "valid": [], "decisions": [], "intrinsic": []}
     resumed = Actor(envs, GAMES, make_player(), config)
     with caplog.at_level(logging.WARNING):
         resumed.load_state_dict(state)

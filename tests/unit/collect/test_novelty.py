@@ -123,15 +123,13 @@ def test_how_episodes_begin():
     assert novelty.begin("g", rng) is None  # nothing is known
     played(novelty, ("hall", 5.0), ("attic", 0.0), ("hall", 0.0), ("garden", 1.0), ("shed", 0.0), seed=3)
     plans = [novelty.begin("g", rng) for _ in range(400)]
-    assert all(plan.way.seed == 3 for plan in plans)
-    best = [plan for plan in plans if plan.imitated]
-    assert {(plan.way.actions, plan.imitated, plan.trial) for plan in best} == {
-        (("to hall", "to attic", "to hall", "to garden"), 4, False)
-    }
-    trials = [plan for plan in plans if plan.trial]
-    assert ("to hall", "to garden") in {plan.way.actions for plan in trials}
-    assert {(len(plan.way.actions) < 4, plan.imitated) for plan in trials} == {(True, 0)}
-    assert {len(plan.way.actions) for plan in plans if plan not in best and plan not in trials} == {1, 2, 4, 5}
+    assert all(plan.seed == 3 for plan in plans)
+    best = [plan for plan in plans if plan.kind == "imitate"]
+    assert {plan.actions for plan in best} == {("to hall", "to attic", "to hall", "to garden")}
+    trials = [plan for plan in plans if plan.kind == "trial"]
+    assert ("to hall", "to garden") in {plan.actions for plan in trials}
+    assert all(len(plan.actions) < 4 for plan in trials)
+    assert {len(plan.actions) for plan in plans if plan not in best and plan not in trials} == {1, 2, 4, 5}
     np.testing.assert_allclose([len(best) / 400, len(trials) / 400], 0.25, atol=0.08)  # half of imitate_share each
 
 
@@ -139,7 +137,7 @@ def test_without_imitation_episodes_go_back_only():
     novelty = Novelty(replace(make(return_share=1.0).config, imitate_share=0.0))
     played(novelty, ("hall", 5.0), ("start", 0.0), ("garden", 1.0))
     plans = [novelty.begin("g", np.random.default_rng(n)) for n in range(40)]
-    assert not any(plan.imitated or plan.trial for plan in plans)
+    assert {plan.kind for plan in plans} == {"return"}
 
 
 def test_a_share_of_the_episodes_goes_back():

@@ -132,3 +132,28 @@ def test_damaged_file_costs_a_rebuild_that_is_counted(zork: Path, tmp_path: Path
     (tmp_path / "valid-actions-v1-1.sqlite3").write_bytes(b"nonsense" * 1000)
     _, counts = run(PLAY.format(options={}), zork, str(tmp_path))
     assert counts["rebuilt"] == 1
+
+
+def test_a_file_that_fails_in_use_is_left_and_counted(zork: Path, tmp_path: Path):
+    """The disk may fail hours after the start; what is remembered there only saves time."""
+    fails = """
+import sqlite3
+class Failing:
+    def execute(self, *_):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+env = JerichoSpec(story, 25, valid_actions_folder=folder).build()
+found, lost = [], []
+for action in ("", "north", "south"):
+    _, info = env.reset(seed=1) if not action else env.step(action)[-2:]
+    found.append(len(info["valid_actions"]))
+    lost.append(info["counts"].get("file_lost"))
+    if not action:
+        env._actions._store._connection = Failing()
+env.close()
+print(json.dumps([found, lost]))
+"""
+    found, lost = run(fails, zork, str(tmp_path))
+    assert min(found) > 3
+    assert lost == [None, 1, None]
