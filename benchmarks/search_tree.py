@@ -59,9 +59,7 @@ def puct(model: FreeModel, simulations: int) -> None:
 
 def gumbel(model: FreeModel, simulations: int) -> None:
     """One Gumbel search."""
-    config = GumbelConfig(
-        simulations, max_considered=16, c_visit=50.0, c_scale=0.1, gamma=0.997, minmax_floor=0.01, reuse=False
-    )
+    config = GumbelConfig(simulations, max_considered=16, c_visit=50.0, c_scale=0.1, gamma=0.997, minmax_floor=0.01)
     gumbel_search(model, model.root, config, None)
 
 

@@ -66,10 +66,30 @@ def save_best(run: Run) -> None:
         "actor": {"env_steps": run.collector.actor.env_steps},
         "vocabulary": run.vocabulary.state_dict(),
         "versions": dict(run.mailbox.versions),
+        "metric": run.evaluation.config.best_by,
+        "value": run.evaluation.best,
     }
     torch.save(state, half / "run.pt")
     shutil.rmtree(folder, ignore_errors=True)
     half.rename(folder)
+
+
+def _keep_best(run: Run, best: Path) -> None:
+    """Go on from the best checkpoint of a run, if it is of its past and of the same metric."""
+    own = run.folder / "checkpoints" / BEST
+    if not best.is_dir():
+        return
+    kept, here = read(best), best.resolve() == own.resolve()
+    later = kept["actor"]["env_steps"] > run.collector.actor.env_steps
+    if kept["metric"] != run.evaluation.config.best_by or (later and not here):
+        return
+    if not here:
+        half = own.with_name(own.name + ".part")
+        for old in (half, own):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(best, half)
+        half.rename(own)
+    run.evaluation.best = kept["value"]
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -82,7 +102,6 @@ def _state(run: Run) -> dict[str, Any]:
         "limiter": run.limiter.state_dict(),
         "vocabulary": run.vocabulary.state_dict(),
         "versions": dict(run.mailbox.versions),
-        "best": run.evaluation.best,
         "evaluation_rng": run.evaluation.player.rng.bit_generator.state,
         "data": {name: learner.data.state_dict() for name, learner in run.learners.items()},
         "encoder": player.encoder.state_dict(),
@@ -122,10 +141,7 @@ def restore(run: Run, folder: Path) -> None:
     actor.load_state_dict(state["actor"])
     player.encoder.load_state_dict(state["encoder"])  # the running episodes, played again, have moved its counters
     run.evaluation.player.rng.bit_generator.state = state["evaluation_rng"]
-    run.evaluation.best = state["best"]
-    best, own = folder.with_name(BEST), run.folder / "checkpoints" / BEST
-    if best.is_dir() and best.resolve() != own.resolve():
-        shutil.copytree(best, own, dirs_exist_ok=True)
+    _keep_best(run, folder.with_name(BEST))
     set_random_state(state["random"])
 
 

@@ -59,6 +59,7 @@ def check_config(cfg: DictConfig) -> None:
             _check_game_dialogue(cfg)
         else:
             _check_file_prompts(cfg)
+    _check_metric(cfg)
 
 
 _AT_LEAST_ONE = (
@@ -102,8 +103,18 @@ def _check_policies(cfg: DictConfig) -> None:
     if llm and cfg.llm.source is None:
         raise ConfigError(
             f"policies {sorted(llm)} ask a language model, and llm=none loads none: choose another llm, or set "
-            "collector.policy=wm, evaluation.policies=[wm] and evaluation.final_policies=[random,wm] "
-            "(ablation=no_prior does all this)"
+            "collector.policy=wm, evaluation.policies=[wm], evaluation.final_policies=[random,wm] and "
+            "optimized_metric=val/wm/score_fraction (ablation=no_prior does all this)"
+        )
+
+
+def _check_metric(cfg: DictConfig) -> None:
+    group, policy, *_ = cfg.optimized_metric.split("/")
+    if group == "val" and policy not in cfg.evaluation.policies:
+        raise ConfigError(
+            f"optimized_metric={cfg.optimized_metric} is never measured, so no checkpoint would be the best: "
+            f"evaluation.policies={list(cfg.evaluation.policies)} does not evaluate {policy}. Add it there, or set "
+            f"optimized_metric=val/{cfg.evaluation.policies[0]}/score_fraction"
         )
 
 

@@ -65,25 +65,26 @@ class Evaluation:
     def play(self, policy: str) -> dict[str, float]:
         """``val/<policy>/...`` metrics of one round of evaluation episodes."""
         with self.collector.paused():
-            self.player.env_steps = self.collector.actor.env_steps
+            actor = self.collector.actor
+            self.player.env_steps = actor.env_steps
             results = self.results(policy, self.todo)
-        row = {
-            "env_step": self.collector.actor.env_steps,
-            "versions": list(self.collector.actor.versions),
-            "policy": policy,
-            "results": [asdict(r) for r in results],
-        }
-        with self.file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        metrics = summary(results)
+            row = {
+                "env_step": actor.env_steps,
+                "versions": list(actor.versions),
+                "policy": policy,
+                "results": [asdict(r) for r in results],
+            }
+            with self.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            metrics = summary(results)
+            named = {f"val/{policy}/{name}": value for name, value in metrics.items()}
+            if (value := named.get(self.config.best_by)) is not None and value >= self.best:
+                self.best = value
+                self.on_best()
         log.info(
             "env_step %d: %s scores %.2f of %.2f (%.0f %% won) over %d episodes", row["env_step"], policy,
             metrics["return"], np.mean([r.max_score for r in results]), 100 * metrics["solved"], len(results)
         )  # fmt: skip
-        named = {f"val/{policy}/{name}": value for name, value in metrics.items()}
-        if (value := named.get(self.config.best_by)) is not None and value >= self.best:
-            self.best = value
-            self.on_best()
         return named
 
     def results(self, policy: str, todo: Sequence[Task]) -> list[EpisodeResult]:

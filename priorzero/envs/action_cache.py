@@ -105,7 +105,7 @@ class ActionCache:
         return self._remember(key, tuple(actions))
 
     def _use(self, what: Callable[[ActionStore], _Result]) -> _Result | None:
-        """Ask the file, None where there is none. A file that fails in use is left: it saves time, no more than that."""
+        """Ask the file; None where there is none. One that fails in use is left: it only saves time."""
         if self._store is None:
             return None
         try:

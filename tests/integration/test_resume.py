@@ -109,7 +109,7 @@ def test_goes_on_to_the_bit(mode: str, stop: int, tmp_path: Path, tiny_encoder: 
 def test_the_best_checkpoint_is_what_evaluation_played(tmp_path: Path, tiny_encoder: Path):
     """It holds these weights, and nothing to go on from; a run that goes on elsewhere takes it along."""
     folder = tmp_path / "run"
-    play_until(3, config(folder, tiny_encoder, settings("parallel")))
+    play_until(3, config(folder, tiny_encoder, settings("parallel", "trainer.checkpoint_every_n_rounds=1")))
     rows = [row for row in evaluations(folder) if row["policy"] == "wm_prior"]
     scores = [sum(r["score"] / r["max_score"] for r in row["results"]) for row in rows]
     best = max(range(len(rows)), key=lambda i: (scores[i], i))
@@ -117,11 +117,14 @@ def test_the_best_checkpoint_is_what_evaluation_played(tmp_path: Path, tiny_enco
     assert kept["actor"]["env_steps"] == rows[best]["env_step"]
     assert [kept["versions"][name] for name in ("world_model", "policy")] == rows[best]["versions"]
     assert (folder / "checkpoints" / "best" / "policy.ckpt").is_file() == (rows[best]["versions"][1] > 0)
-    if best == len(rows) - 1:
-        newest = checkpoint.find(str(folder), folder)
-        for name in ("world_model", "policy"):
-            played, trained = (checkpoint.player_weights(at, name) for at in (folder / "checkpoints" / "best", newest))
-            assert all(torch.equal(weight, trained[key]) for key, weight in (played or {}).items())
+    numbered = sorted((folder / "checkpoints").glob("0*"))
+    of_then = next(at for at in numbered if checkpoint.read(at)["versions"] == kept["versions"])
+    for name in ("world_model", "policy"):
+        played, trained = (checkpoint.player_weights(at, name) for at in (folder / "checkpoints" / "best", of_then))
+        assert (played is None) == (kept["versions"][name] == 0)
+        assert played is None or played.keys() == trained.keys()
+        assert all(torch.equal(weight, trained[key]) for key, weight in (played or {}).items())
+    assert kept["versions"]["world_model"]
     cfg = config(tmp_path / "other", tiny_encoder, settings("parallel", f"ckpt_path={folder}/checkpoints/best"))
     with pytest.raises(checkpoint.CheckpointError, match="holds what plays, not what trains"):
         train(cfg)

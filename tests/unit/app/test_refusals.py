@@ -22,6 +22,8 @@ from priorzero.app.refusals import ConfigError, check_config, refusing
         (["collector.policy=mcts"], r"unknown policies \['mcts'\]: use some of random, prior, wm, wm_prior"),
         (["mode=llm", "data.advantage=world_model"], "mode=llm trains no world model.*use data.advantage=returns"),
         (["strategy.name=deepspeed_2"], "strategy=deepspeed_2 cannot leave and re-enter.*mode=parallel.*use strategy"),
+        (["optimized_metric=val/prior/return", "evaluation.policies=[wm]"],
+         r"optimized_metric=val/prior/return is never measured.*=\['wm'\] does not.*set optimized_metric=val/wm/score"),
         (["collector.policy=random"], "collector.policy=random does not search.*use objective=rft"),
         (["collector.num_envs=0"], "collector.num_envs=0: it must be a whole number, 1 or more"),
         (["search.config.simulations=0"], "search.config.simulations=0"),

@@ -37,6 +37,22 @@ def test_every_evaluation_is_a_line_in_the_file(evaluation, tmp_path):
     assert evaluation.player.env_steps == rows[1]["env_step"]  # weights that change with them are those of collection
 
 
+def test_the_best_one_is_noted_when_it_is_reached_and_reached_again(evaluation, monkeypatch):
+    noted = []
+    evaluation.on_best = lambda: noted.append(evaluation.best)
+    scores = iter([3.0, 2.0, 3.0, 4.0, 1.0, 9.0])
+
+    def results(policy, todo):
+        return [EpisodeResult("a", 1, policy, next(scores), 9.0, 1, True)]
+
+    monkeypatch.setattr(evaluation, "results", results)
+    for _ in range(5):
+        evaluation.play("random")
+    assert (noted, evaluation.best) == ([3.0, 3.0, 4.0], 4.0)
+    evaluation.play("wm")  # best_by names another policy
+    assert evaluation.best == 4.0
+
+
 def test_closing_twice(evaluation):
     evaluation.close()
     evaluation.plays["random"]()

@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,8 @@ def test_ctrl_c_ends_after_the_round(stop, caplog, number):
     assert running.fit_loop.max_epochs == 10
     os.kill(os.getpid(), number)
     assert stop.requested
+    for thread in (thread for thread in threading.enumerate() if thread.name == "stopping"):
+        thread.join()
     assert "stopping after this round with a checkpoint" in caplog.text
     stop.on_train_epoch_end(running, None)
     assert running.fit_loop.max_epochs == 4

@@ -155,5 +155,5 @@ env.close()
 print(json.dumps([found, lost]))
 """
     found, lost = run(fails, zork, str(tmp_path))
-    assert min(found) > 3
+    assert min(found) >= 3
     assert lost == [None, 1, None]
