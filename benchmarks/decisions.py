@@ -42,7 +42,7 @@ class Several:
     def __init__(self, player: Player, ways: Sequence[Callable[[Player], None]], random_share: float) -> None:
         self.player, self.ways, self.random_share = player, ways, random_share
         self.answers: list[tuple[Decision, ...]] = []  # in the order of the ways, where there is something to decide
-        self.carried: list[int] = []  # visits that a search with re-use starts from, there
+        self.carried: list[int] = []  # visits that the last search spent behind the played action, there
         self._decide, self._rng = player.decide, np.random.default_rng(0)
 
     def play(self, session: Session, episodes: int) -> None:

@@ -53,9 +53,9 @@ class Game(Job):
         return [sys.executable, "train.py", *what, *ALWAYS, f"hydra.run.dir={part}", *self.resume, *more]
 
     def measurements(self, saved: Path) -> dict[Path, list[str]]:
-        """The evaluation of what was trained last."""
+        """The evaluation of the best checkpoint, by the evaluations of the training; of the last one if none was made."""
         policies = "random,wm" if self.ablation == "no_prior" else "random,prior,wm,wm_prior"
-        best = saved / "checkpoints" / "best"  # by the evaluations of the training
+        best = saved / "checkpoints" / "best"
         what = [
             f"ckpt={best if best.is_dir() else saved}",
             f"policies=[{policies}]",
@@ -76,7 +76,7 @@ class Game(Job):
 def report(jobs: Sequence[Game], out: Path) -> str:
     """A Markdown table of the runs that were evaluated; the curves of all that began go to curves.png."""
     lines = [
-        "| run | seed | environment steps | minutes | policy | score [95 % interval] | maximum |",
+        "| run | seed | steps of the best checkpoint | minutes | policy | score [95 % interval] | maximum |",
         "|---" * 7 + "|",
     ]
     for job in jobs:

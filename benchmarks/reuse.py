@@ -52,7 +52,7 @@ def _compare(options: argparse.Namespace, simulations: int) -> dict[str, str | f
         "game": game,
         "decisions": len(many),
         "simulations": simulations,
-        "visits carried over, mean": round(float(np.mean(three.carried)), 1),
+        "visits behind the played action, mean": round(float(np.mean(three.carried)), 1),
         "afresh": float((afresh == many).mean()),
         "with re-use": float((again == many).mean()),
     }
