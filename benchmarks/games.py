@@ -53,7 +53,7 @@ class Game(Job):
         return [sys.executable, "train.py", *what, *ALWAYS, f"hydra.run.dir={part}", *self.resume, *more]
 
     def measurements(self, saved: Path) -> dict[Path, list[str]]:
-        """The evaluation of the best checkpoint, by the evaluations of the training; of the last one if none was made."""
+        """Play the best checkpoint by the evaluations of the training, or the last one if there were none."""
         policies = "random,wm" if self.ablation == "no_prior" else "random,prior,wm,wm_prior"
         best = saved / "checkpoints" / "best"
         what = [

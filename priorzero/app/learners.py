@@ -146,13 +146,20 @@ def reanalysis_config(cfg: DictConfig) -> ReanalysisConfig:
     """How much is searched again.
 
     Raises:
-        ValueError: a number is out of its range, or no world model trains.
+        ValueError: a number is out of its range, no world model trains, or ways are to be imitated.
     """
     config = ReanalysisConfig(ratio=cfg.data.reanalysis_ratio, states=cfg.data.reanalysis_states)
     if config.ratio and cfg.schedule.mode == "llm":
         raise ValueError(
             f"data.reanalysis_ratio={config.ratio} makes targets for the world model, and mode=llm trains none: set it "
             "to 0, or use another mode"
+        )
+    novelty = cfg.collector.novelty
+    if config.ratio and novelty.return_share * novelty.imitate_share:
+        raise ValueError(
+            f"data.reanalysis_ratio={config.ratio} puts the search's opinion in the place of every policy target, also of "
+            f"the ways that collector.novelty.imitate_share={novelty.imitate_share} is there to imitate: set one of them "
+            "to 0"
         )
     return config
 
