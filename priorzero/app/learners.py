@@ -157,9 +157,9 @@ def reanalysis_config(cfg: DictConfig) -> ReanalysisConfig:
     novelty = cfg.collector.novelty
     if config.ratio and novelty.return_share * novelty.imitate_share:
         raise ValueError(
-            f"data.reanalysis_ratio={config.ratio} puts the search's opinion in the place of every policy target, also of "
-            f"the ways that collector.novelty.imitate_share={novelty.imitate_share} is there to imitate: set one of them "
-            "to 0"
+            f"data.reanalysis_ratio={config.ratio} puts the search's opinion in the place of every policy target, also "
+            f"of the ways that collector.novelty.imitate_share={novelty.imitate_share} is there to imitate: set one of "
+            "them to 0"
         )
     return config
 
