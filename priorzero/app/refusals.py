@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Generator
 
 import torch
@@ -14,6 +15,8 @@ from priorzero.app.tokens import learns_from_answers
 from priorzero.collect.player import POLICIES
 from priorzero.data.prompt_source import GAME, unfit_sources
 from priorzero.policy.load import TINY_RANDOM
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -109,13 +112,14 @@ def _check_policies(cfg: DictConfig) -> None:
 
 
 def _check_metric(cfg: DictConfig) -> None:
+    """Say that there will be no best checkpoint; the run itself lacks nothing."""
     group, policy, *_ = cfg.optimized_metric.split("/")
     if group == "val" and policy not in cfg.evaluation.policies:
-        raise ConfigError(
-            f"optimized_metric={cfg.optimized_metric} is never measured, so no checkpoint would be the best: "
-            f"evaluation.policies={list(cfg.evaluation.policies)} does not evaluate {policy}. Add it there, or set "
-            f"optimized_metric=val/{cfg.evaluation.policies[0]}/score_fraction"
-        )
+        log.warning(
+            "optimized_metric=%s is never measured (evaluation.policies=%s): there will be no checkpoints/best, and a "
+            "sweeper gets no value. optimized_metric=val/%s/score_fraction is measured",
+            cfg.optimized_metric, list(cfg.evaluation.policies), cfg.evaluation.policies[0],
+        )  # fmt: skip
 
 
 def _check_mode(cfg: DictConfig) -> None:

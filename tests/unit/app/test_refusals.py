@@ -22,8 +22,6 @@ from priorzero.app.refusals import ConfigError, check_config, refusing
         (["collector.policy=mcts"], r"unknown policies \['mcts'\]: use some of random, prior, wm, wm_prior"),
         (["mode=llm", "data.advantage=world_model"], "mode=llm trains no world model.*use data.advantage=returns"),
         (["strategy.name=deepspeed_2"], "strategy=deepspeed_2 cannot leave and re-enter.*mode=parallel.*use strategy"),
-        (["optimized_metric=val/prior/return", "evaluation.policies=[wm]"],
-         r"optimized_metric=val/prior/return is never measured.*=\['wm'\] does not.*set optimized_metric=val/wm/score"),
         (["collector.policy=random"], "collector.policy=random does not search.*use objective=rft"),
         (["collector.num_envs=0"], "collector.num_envs=0: it must be a whole number, 1 or more"),
         (["search.config.simulations=0"], "search.config.simulations=0"),
@@ -35,6 +33,14 @@ from priorzero.app.refusals import ConfigError, check_config, refusing
 def test_what_does_not_go_together_is_refused(changes, message, tmp_path, tiny_encoder):
     with pytest.raises(ConfigError, match=message):
         check_config(config(tmp_path, tiny_encoder, changes))
+
+
+@pytest.mark.parametrize("metric", ["val/prior/return", "val/wm/return"])
+def test_a_metric_that_nobody_measures_is_told(metric, tmp_path, tiny_encoder, caplog):
+    check_config(config(tmp_path, tiny_encoder, ["evaluation.policies=[wm]", f"optimized_metric={metric}"]))
+    told = "there will be no checkpoints/best" in caplog.text
+    assert told == (metric == "val/prior/return")
+    assert told == ("optimized_metric=val/wm/score_fraction is measured" in caplog.text)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential", "alternating", "world_model", "llm"])
