@@ -187,8 +187,10 @@ def test_a_way_that_is_lost_is_left(envs, make_player):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("policy", ["random", "prior", "wm_prior", "reuse"])
-@pytest.mark.parametrize("ticks", [0, 4, 11])
+@pytest.mark.parametrize(
+    ("policy", "ticks"),
+    [("prior", 0), ("random", 4), ("wm_prior", 4), ("reuse", 4), ("prior", 11), ("wm_prior", 11), ("reuse", 11)],
+)
 def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
     search = replace(make_player().search_config, reuse=policy == "reuse")
