@@ -3,7 +3,7 @@
 python -m benchmarks.learning_proof --only coin3_grpo,coin3_ppo --minutes 12    small ones, 3 seeds each, for two cores
 python -m benchmarks.learning_proof --minutes 30                    all runs x 3 seeds, one after the other
 python -m benchmarks.learning_proof --minutes 30 --parallel 4       four at once, each on two cores of its own
-python -m benchmarks.learning_proof --minutes 5 --parallel 15 --cores 0 trainer=gpu    all at once on one GPU
+python -m benchmarks.learning_proof --minutes 5 --parallel 21 --cores 0 trainer=gpu    all at once on one GPU
 python -m benchmarks.learning_proof --only search --seeds 0         one of them
 python -m benchmarks.learning_proof --report                        the table and the curves of what there is
 

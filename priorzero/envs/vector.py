@@ -204,7 +204,13 @@ class VectorEnv:
     def _read(self, slot: int) -> Step:
         payload = self._workers[slot].receive()
         info = payload[-1]
-        self.counts.update(info.get("counts", {}))
+        counts = info.get("counts", {})
+        if "file_lost" in counts:
+            log.warning(
+                "the game worker of slot %d goes on without the file of valid actions, which fails; finding them takes "
+                "longer from here. %s", slot, self._workers[slot].log_tail()
+            )  # fmt: skip
+        self.counts.update(counts)
         for name, seconds in info["seconds"].items():
             self.seconds[name] += seconds
         return _step(payload)
