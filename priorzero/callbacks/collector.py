@@ -145,6 +145,8 @@ class Collector(lightning.Callback):
         }
         metrics |= {f"time/{name}_s": seconds for name, seconds in dict(player.seconds).items()}
         metrics |= valid_action_metrics(dict(actor.envs.counts))
+        if (highest := actor.novelty.archive.highest_score) is not None:
+            metrics["collect/highest_score"] = highest  # that any episode had
         if results:
             metrics["collect/return"] = sum(r.score for r in results) / len(results)
             metrics["collect/score_fraction"] = sum(r.score / max(r.max_score, 1) for r in results) / len(results)

@@ -104,6 +104,11 @@ class Archive:
         """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
         return self._best[game].way if game in self._best else None
 
+    @property
+    def highest_score(self) -> float | None:
+        """Of any game; None where none made a point."""
+        return max((best.score for best in self._best.values()), default=None)
+
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
         """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
 
@@ -127,9 +132,10 @@ class Archive:
         """A way to go, which counts as a visit; None where the game was never played.
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
-        of its places'. First a score is drawn, the n-th best proportional to its weight / n: most episodes begin where
-        the points are, unless all is known there. Then one of its places and one of that place's states, proportional
-        to their weights. So a room where many things can be dropped counts no more than another one.
+        of its places', where a place counts for the square root of its states: a room where many things can be dropped
+        is not all there is, and one with a puzzle is more than one step on a way. First a score is drawn, the n-th best
+        proportional to its weight / n: most episodes begin where the points are, unless all is known there. Then one of
+        its places and one of that place's states, in the same proportions.
         """
         cells = list(self._cells.get(game, {}).values())
         if not cells:
@@ -137,9 +143,10 @@ class Archive:
         scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
         _, place = np.unique([cell.place for cell in cells], return_inverse=True)
         pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
-        places = np.bincount(pairs % len(scores))  # with each score; `states`: of each place with a score
+        root = states**0.5  # of the states of each place with a score
+        places = np.bincount(pairs % len(scores), root)  # of each score
         rarity = np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
-        weight = rarity / states[pair] / places[level] / (1 + level)
+        weight = rarity / root[pair] / places[level] / (1 + level)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
         return cell.way

@@ -85,7 +85,7 @@ def test_a_score_where_all_is_known_is_drawn_less_often():
     )
 
 
-def test_a_place_counts_once_however_many_states_it_has():
+def test_a_place_counts_for_the_square_root_of_its_states():
     archive = Archive()
     for state, times in ((1, 1), (2, 4), (3, 4)):
         for _ in range(times):
@@ -93,9 +93,11 @@ def test_a_place_counts_once_however_many_states_it_has():
     enter(archive, 4, "cellar", place="cellar")
     for _ in range(16):
         enter(archive, 5, "n" * 5, 5.0, place="hall")
-    # mean weights: hall (1 + 1/2 + 1/2) / 3 = 2/3, cellar 1; so 0 points 5/6 and by rank 5/12, and 5 points 1/4
-    total = 5 / 12 + 1 / 4
-    expected = [1 / 12, 1 / 24, 1 / 24, 1 / 4, 1 / 4]  # of the hall's 1/2 * 2/3 * 1/2 = 1/6 half goes to its rare state
+    # mean weights: hall (1 + 1/2 + 1/2) / 3 = 2/3, counted sqrt(3) times, cellar 1, counted once: 1.1547 and 1
+    # so 0 points (1.1547 + 1) / 2.7321 = 0.7887, by rank 0.3943, and 5 points 1/4
+    total = 0.3943 + 0.25
+    hall, cellar = 0.3943 * 1.1547 / 2.1547, 0.3943 / 2.1547
+    expected = [hall / 2, hall / 4, hall / 4, cellar, 0.25]  # half of the hall's goes to its rare state
     found = shares(archive, ["n", "nn", "nnn", "cellar", "nnnnn"])
     np.testing.assert_allclose(found, [share / total for share in expected], atol=0.03)
 
@@ -114,9 +116,11 @@ def test_states_that_many_have_seen_are_drawn_less_often():
 def test_the_best_way_ends_with_its_last_point():
     archive = Archive()
     archive.enter("g", "room", trail("ab", [1, 2, 3]), 0.0, first=True)
-    assert archive.best("g") is None  # no point at all
+    assert archive.best("g") is None
+    assert archive.highest_score is None
     archive.enter("g", "room", trail("abc", [1, 2, 3, 4], paid=(2,)), 5.0, first=True)
     assert archive.best("g") == Way(0, ("a", "b"))
+    assert archive.highest_score == 5.0
     archive.enter("g", "room", trail("a", [1, 3], paid=(1,)), 5.0, first=True)
     assert archive.best("g") == Way(0, ("a",))  # as many, sooner
     archive.enter("g", "room", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3)), 6.0, first=True)
