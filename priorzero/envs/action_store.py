@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import re
+import resource
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -100,14 +101,16 @@ class ActionStore:
     def close(self) -> None:
         """Closes the file; it opens again when needed."""
         if self._connection is not None:
-            self._connection.close()
+            with _file_size_unlimited():  # the last one to close moves the log into the file
+                self._connection.close()
             self._connection = None
 
     def _run(self, use: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Runs a query, once more on a new file if this one turns out to be damaged."""
         for attempt in (1, 2, 3):
             try:
-                return use(self._connection or self._connect())
+                with _file_size_unlimited():
+                    return use(self._connection or self._connect())
             except sqlite3.DatabaseError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
                 if code not in _DAMAGED or attempt == 3:
@@ -148,6 +151,17 @@ def _lock(folder: Path) -> Generator[None]:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _file_size_unlimited() -> Generator[None]:
+    """Lifts the limit that a worker sets to what its game writes: this file grows with all games of all processes."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
 
 def _open(path: Path) -> sqlite3.Connection:

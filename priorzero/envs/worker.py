@@ -128,7 +128,7 @@ def main(descriptor: int, parent: int) -> None:
 def _limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (most, most))
+    resource.setrlimit(what, (most, hard))  # `ActionStore` lifts it for its own file
 
 
 def _exit_with_parent(parent: int) -> None:

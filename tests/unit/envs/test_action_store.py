@@ -1,4 +1,5 @@
 import logging
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -32,6 +33,26 @@ def store(folder: Path, game: bytes = b"zork", entries: int = 1000) -> ActionSto
 
 def file(folder: Path, number: int = 1) -> Path:
     return folder / f"valid-actions-v1-{number}.sqlite3"
+
+
+def test_the_file_outgrows_the_limit_for_what_a_game_writes(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = (1 << 16, before[1])
+    long = ("take " + "lamp " * 2000,)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)  # as in a worker
+    try:
+        written = store(tmp_path)
+        for number in range(20):
+            written.put(bytes([number]), long, (), set())
+        after = resource.getrlimit(resource.RLIMIT_FSIZE)
+        written.close()
+        kept = store(tmp_path)
+        assert all(kept.get(bytes([number])) == long for number in range(20))
+        kept.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert after == limit
+    assert file(tmp_path).stat().st_size > 2 * limit[0]
 
 
 def test_actions_and_experience_are_shared(tmp_path: Path):
