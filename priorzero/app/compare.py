@@ -81,16 +81,19 @@ def plot_runs(folder: Path, picture: Path, env_steps: int | None) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    for i, (kind, seeds) in enumerate(own_curves(folder).items()):
+    kinds = own_curves(folder)
+    figure, axis = pyplot.subplots(figsize=(7, 3.3 + 0.12 * len(kinds)), layout="constrained")
+    for i, (kind, seeds) in enumerate(kinds.items()):
         curves = [[p for p in points if env_steps is None or p[0] <= env_steps] for points in seeds.values()]
         for points in curves:
             axis.plot([p[0] for p in points], [p[1] for p in points], color=f"C{i}", alpha=0.3, linewidth=1)
         common = sorted(set.intersection(*({p[0] for p in points} for points in curves)))
         means = [sum(dict((p[0], p[1]) for p in points)[step] for points in curves) / len(curves) for step in common]
         axis.plot(common, means, color=f"C{i}", linewidth=2.5, label=f"{kind}, mean of {len(curves)} seeds")
-    axis.set(xlabel="environment steps", ylabel="score / maximum", ylim=(-0.03, 1.03))
+    axis.set(xlabel="environment steps", ylabel="score / maximum")
+    if axis.get_ylim()[1] > 0.5:  # else the maximum is out of sight
+        axis.set_ylim(-0.03, 1.03)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2)
     figure.savefig(picture, dpi=90)
     pyplot.close(figure)
