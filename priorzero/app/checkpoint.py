@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from priorzero.app.build import Run
 
 FILES = {"world_model": "world_model.ckpt", "policy": "policy.ckpt"}
+LAYOUT = 1  # of run.pt and the replay: what this code goes on from
 BEST = "best"  # the folder of the checkpoint that evaluation liked most, beside those with numbers
 PLAYED = {"world_model": "model.", "policy": "scorer.model."}  # prefix of what a player needs in the state_dict
 
@@ -95,6 +96,7 @@ def _keep_best(run: Run, best: Path) -> None:
 def _state(run: Run) -> dict[str, Any]:
     player = run.collector.actor.player
     return {
+        "layout": LAYOUT,
         "position": run.position,
         "rounds": {name: learner.rounds for name, learner in run.learners.items()},
         "fingerprint": run.fingerprint,
@@ -114,12 +116,16 @@ def restore(run: Run, folder: Path) -> None:
     """Take over everything from a checkpoint: weights, optimizers, replay, counters, random numbers, games.
 
     Raises:
-        CheckpointError: it is damaged, or belongs to another configuration.
+        CheckpointError: it is damaged, or belongs to another configuration or version.
     """
     state = read(folder)
     check(state, run.fingerprint, folder)
     if "position" not in state:
         raise CheckpointError(f"{folder} holds what plays, not what trains: go on from a checkpoint with a number")
+    if state.get("layout") != LAYOUT:
+        raise CheckpointError(
+            f"{folder} was written by another version of priorzero: go on with that version; eval.py can play it"
+        )
     actor, player = run.collector.actor, run.collector.actor.player
     run.position = state["position"]
     run.vocabulary.load_state_dict(state["vocabulary"])

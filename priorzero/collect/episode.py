@@ -73,14 +73,21 @@ class Episode:
         """Whether it began by a plan, and has not lost it."""
         return self.plan is not None and not self.lost
 
+    @property
+    def _planned(self) -> str | None:
+        """The plan's next action; None where there is none (any more)."""
+        if self.plan is None or self.lost or len(self.turns) >= len(self.plan.actions):
+            return None
+        return self.plan.actions[len(self.turns)]
+
     def follow(self) -> Decision | None:
         """The next step of the plan, with visits to learn from where it imitates; None where there is none (any more).
 
         Sets ``lost`` where the action is not valid.
         """
-        if self.plan is None or self.lost or len(self.turns) >= len(self.plan.actions):
+        action, valid = self._planned, self.step.valid_actions
+        if self.plan is None or action is None:
             return None
-        action, valid = self.plan.actions[len(self.turns)], self.step.valid_actions
         self.lost = action not in valid
         if self.lost:
             return None
@@ -91,8 +98,7 @@ class Episode:
     @property
     def explores(self) -> bool:
         """Whether the next step leads where its plan does not: to be counted."""
-        plan = self.plan
-        return plan is None or self.lost or plan.kind == "trial" or len(self.turns) >= len(plan.actions)
+        return self.plan is None or self.plan.kind == "trial" or self._planned is None
 
     def advance(
         self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, intrinsic: float = 0.0

@@ -208,6 +208,17 @@ def test_a_damaged_checkpoint_is_named(file: str, damage: str, tmp_path: Path, t
         train(cfg)
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, tiny_encoder: Path, interrupted: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint.find(str(interrupted), interrupted), copy)
+    state = checkpoint.read(copy)
+    del state["layout"]  # as before there was one
+    torch.save(state, copy / "run.pt")
+    cfg = config(tmp_path / "other", tiny_encoder, settings("parallel", f"ckpt_path={copy}"))
+    with pytest.raises(checkpoint.CheckpointError, match=r"another version of priorzero: go on with that version"):
+        train(cfg)
+
+
 def test_other_numbers_of_games_start_their_episodes_anew(
     tmp_path: Path, tiny_encoder: Path, interrupted: Path, caplog
 ):
