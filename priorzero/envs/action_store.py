@@ -24,7 +24,7 @@ from priorzero.envs.templates import Experience, Filling
 log = logging.getLogger(__name__)
 
 LAYOUT = 1  # of the tables
-_BUSY_TIMEOUT_S = 20.0
+_BUSY_TIMEOUT_S = 10.0  # less than a step may take (collector.timeout_s), or the worker is given up instead of the file
 _PRUNE_EVERY = 256  # writes of this process
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
 _TABLES = """
@@ -48,7 +48,7 @@ class ActionStore:
         counts: its ``rebuilt`` counts the damaged files that were given up.
 
     Raises:
-        EnvError: if the folder cannot be used, or no process answers for 20 seconds.
+        EnvError: if the folder cannot be used, or it is locked for 10 seconds.
     """
 
     def __init__(self, folder: Path, game: bytes, entries: int, counts: Counter[str]) -> None:
