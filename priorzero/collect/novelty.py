@@ -33,10 +33,10 @@ class NoveltyConfig:
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
-    of: Sequence[str]  # parts of the observation that tell states apart
+    of: Sequence[str]  # what tells states apart: parts of the observation, and `Step.room`
 
     def __post_init__(self) -> None:
-        parts = Observation._fields
+        parts = (*Observation._fields, "room")
         shares = (self.try_share, self.return_share, self.return_try_share, self.imitate_share)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
         if not fits or not self.of or not set(self.of) <= set(parts):
@@ -124,7 +124,8 @@ class Novelty:
             if step.done:
                 self.archive.finish(step.game, trail, step.score)
             else:
-                place = step.observation.look.partition("\n")[0]  # a room's name
+                name = step.observation.look.partition("\n")[0]
+                place = f"{name} {step.room}"
                 self.archive.enter(step.game, place, trail, step.score, first=first)
         if not first or not self.config.weight:
             return 0.0
@@ -151,7 +152,8 @@ class Novelty:
         return first
 
     def _shown(self, step: Step) -> str:
-        return "\0".join((step.game, *(getattr(step.observation, part) for part in self.config.of)))
+        shown = (step.room if part == "room" else getattr(step.observation, part) for part in self.config.of)
+        return "\0".join((step.game, *shown))
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, as tensors: few bytes in a checkpoint."""

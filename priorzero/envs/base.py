@@ -135,6 +135,10 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
     def _world_hash(self) -> str:
         """Identifies the state of the game world."""
 
+    def _room_id(self) -> str:
+        """Identifies where the player is, also where rooms look alike; empty where nobody knows."""
+        return ""
+
     @abstractmethod
     def _walkthrough(self) -> list[str] | None:
         """Actions that win the game, if known."""
@@ -182,6 +186,7 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
             "score": float(reply.score),
             "max_score": self.max_score,
             "world_hash": self._world_hash(),
+            "room": self._room_id(),
             "goal": self.goal,
             "game": self.name,
             "steps": self._steps,

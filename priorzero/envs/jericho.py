@@ -183,6 +183,10 @@ class JerichoEnv(TextGame):
     def _world_hash(self) -> str:
         return self._hash
 
+    def _room_id(self) -> str:
+        location = self._game.get_player_location()
+        return "" if location is None else str(location.num)
+
     def _walkthrough(self) -> list[str] | None:
         return self._game.get_walkthrough()
 

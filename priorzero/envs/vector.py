@@ -242,6 +242,7 @@ def _step(payload: tuple[Any, ...]) -> Step:
         game=info["game"],
         goal=info["goal"],
         world_hash=info["world_hash"],
+        room=info["room"],
     )
 
 

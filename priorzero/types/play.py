@@ -33,6 +33,7 @@ class Step:
     game: str  # name of the game, the key of its action vocabulary
     goal: str = ""  # the task in words, where the game states one
     world_hash: str = ""  # identifies the state of the game world
+    room: str = ""  # identifies where the player is, also where rooms look alike; empty where the game does not tell
     fault: str = ""  # why the worker was replaced; empty in normal running
 
     @property

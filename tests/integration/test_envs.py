@@ -214,3 +214,13 @@ def test_episodes_repeat_with_their_seed(envs: VectorEnv, games_dir: Path):
     assert all(once == again for once, again in runs.values())
     assert runs[0][0] == runs[1][0]  # 0 counts as 1
     assert runs[1][0] != runs[2][0]
+
+
+def test_the_room_is_told_though_rooms_look_alike(envs: VectorEnv, games_dir: Path):
+    spec = story(games_dir, "omniquest", valid_actions="none")
+    fall = ["examine tree", "wear snorkel", "east", "east", "northwest", "north", "north", "push rock", "pull torch"]
+    steps = replay(envs, spec, [*fall, "southeast", "northeast"], seed=1)
+    cylinder, *dark = steps[-3:]
+    assert {step.observation.look.partition("\n")[0] for step in dark} == {"Darkness"}
+    assert len({step.room for step in (cylinder, *dark)}) == 3
+    assert steps[0].room == steps[2].room != steps[3].room

@@ -31,6 +31,15 @@ def visit(novelty: Novelty, entered: Step, trail: Trail) -> float:
     return novelty.visit(entered, trail, "east")
 
 
+def test_rooms_that_look_alike_are_told_apart_by_their_number():
+    dark = step("It is pitch dark.")
+    for of, states in ((("look", "room"), 2), (("look",), 1)):
+        novelty = make(of=of)
+        for room in ("74", "77", "74"):
+            visit(novelty, replace(dark, room=room), Trail(0))
+        assert len(novelty) == states
+
+
 def test_a_state_is_worth_less_in_every_episode():
     novelty = make()
     episodes = [Trail(0) for _ in range(4)]
@@ -90,9 +99,9 @@ def test_counts_survive():
     assert {other.choose(step("kitchen"), 0, np.random.default_rng(0))} == {0, 1, 2} - tried
 
 
-@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("room",)}])
+@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("smell",)}])
 def test_what_cannot_be_is_refused(changes):
-    with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory"):
+    with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory, score, room"):
         NoveltyConfig(
             **(
                 {
