@@ -101,7 +101,9 @@ def test_counts_survive():
 
 @pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("smell",)}])
 def test_what_cannot_be_is_refused(changes):
-    with pytest.raises(ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory, score, room"):
+    with pytest.raises(
+        ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory, score, room"
+    ):
         NoveltyConfig(
             **(
                 {
