@@ -128,6 +128,31 @@ class Archive:
             kept = [*range(start), *range(end, len(best.paid))]
         return Way(best.way.seed, tuple(best.way.actions[t] for t in kept))
 
+    def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
+        """To a place on the best way, but to another of its states, and on from there as the best way goes.
+
+        So what lies behind the points is met with other things in hand, or after other things were done. None where no
+        place on the best way has another state. One of the way's steps is drawn, then one of the states of its place,
+        proportional to 1 / sqrt(visits), which counts as a visit.
+        """
+        best, cells = self._best.get(game), self._cells.get(game, {})
+        if best is None:
+            return None
+        others: dict[str, list[_Cell]] = {}  # by place
+        on_the_way = set(best.states[:-1])
+        for state, cell in cells.items():
+            if state not in on_the_way:
+                others.setdefault(cell.place, []).append(cell)
+        steps = [t for t, s in enumerate(best.states[:-1]) if s in cells and cells[s].place in others]
+        if not steps:
+            return None
+        t = int(rng.choice(steps))
+        there = others[cells[best.states[t]].place]
+        rarity = np.array([max(cell.visits, 1) for cell in there]) ** -0.5
+        cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
+        cell.visits += 1
+        return Way(cell.way.seed, cell.way.actions + best.way.actions[t:])
+
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.
 

@@ -83,9 +83,12 @@ class Episode:
     def follow(self) -> Decision | None:
         """The next step of the plan, with visits to learn from where it imitates; None where there is none (any more).
 
-        Sets ``lost`` where the action is not valid.
+        Where the action is not valid, a trial goes on with the next one that is; another plan is ``lost``.
         """
-        action, valid = self._planned, self.step.valid_actions
+        valid = self.step.valid_actions
+        if self.plan is not None and self.plan.kind == "trial":
+            self.plan = self.plan.left_out(len(self.turns), valid)
+        action = self._planned
         if self.plan is None or action is None:
             return None
         self.lost = action not in valid

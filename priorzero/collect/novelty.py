@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from priorzero.collect.archive import Archive, Trail
+from priorzero.collect.archive import Archive, Trail, Way
 from priorzero.types import Observation, Step
+
+Kind = Literal["return", "imitate", "trial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,19 @@ class NoveltyConfig:
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
+    cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
     of: Sequence[str]  # what tells states apart: parts of the observation, and `Step.room`
 
     def __post_init__(self) -> None:
         parts = (*Observation._fields, "room")
-        shares = (self.try_share, self.return_share, self.return_try_share, self.imitate_share)
+        ways = (self.imitate_share, self.cross_share, self.imitate_share + self.cross_share)
+        shares = (self.try_share, self.return_share, self.return_try_share, *ways)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
-                "return_try_share and imitate_share lie between 0 and 1, and `of` names one or more of "
-                f"{', '.join(parts)}"
+                "return_try_share, imitate_share, cross_share and the sum of the last two lie between 0 and 1, and "
+                f"`of` names one or more of {', '.join(parts)}"
             )
 
 
@@ -52,13 +56,19 @@ class Plan:
     """How an episode begins: by these actions, in a game that starts from ``seed``.
 
     ``return``: to a state, to go on from there. ``imitate``: the best way that is known, a policy target (imitation
-    after exploration: Madotto et al. 2020, arXiv 2001.08868). ``trial``: the best way without some of its actions:
-    nobody went it yet, and what comes of it is new.
+    after exploration: Madotto et al. 2020, arXiv 2001.08868). ``trial``: a way that nobody went yet, see
+    `Archive.shortened` and `Archive.crossed`: what comes of it is new, and actions that are not valid are left out.
     """
 
     seed: int
     actions: tuple[str, ...]
-    kind: Literal["return", "imitate", "trial"]
+    kind: Kind
+
+    def left_out(self, steps: int, valid: Sequence[str]) -> Plan:
+        """Without the actions behind the first ``steps`` of them that come before the next valid one."""
+        later = range(steps, len(self.actions))
+        start = next((n for n in later if self.actions[n] in valid), len(self.actions))
+        return self if start <= steps else replace(self, actions=self.actions[:steps] + self.actions[start:])
 
 
 class Novelty:
@@ -83,14 +93,19 @@ class Novelty:
         """
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
-        kind: Literal["return", "imitate", "trial"] = "imitate"
-        if rng.random() >= self.config.imitate_share:
-            kind, way = "return", self.archive.draw(game, rng)
-        elif rng.random() < 0.5 and (shorter := self.archive.shortened(game, rng)) is not None:
-            kind, way = "trial", shorter
-        else:
-            way = self.archive.best(game)
+        kind, way = self._way(game, rng)
         return None if way is None else Plan(way.seed, way.actions, kind)
+
+    def _way(self, game: str, rng: np.random.Generator) -> tuple[Kind, Way | None]:
+        share, archive = rng.random(), self.archive
+        if share < self.config.imitate_share:
+            if rng.random() < 0.5 and (shorter := archive.shortened(game, rng)) is not None:
+                return "trial", shorter
+            return "imitate", archive.best(game)
+        crosses = share < self.config.imitate_share + self.config.cross_share
+        if crosses and (crossed := archive.crossed(game, rng)) is not None:
+            return "trial", crossed
+        return "return", archive.draw(game, rng)
 
     def choose(self, step: Step, index: int, rng: np.random.Generator, *, went_back: bool = False) -> int:
         """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest.
