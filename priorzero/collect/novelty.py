@@ -19,6 +19,7 @@ import torch
 from priorzero.collect.archive import Archive, Trail, Way
 from priorzero.types import Observation, Step
 
+TOLD = ("room", "objects")  # what a `Step` tells beside the observation, and the agent does not see
 Kind = Literal["return", "imitate", "trial"]
 
 
@@ -36,10 +37,10 @@ class NoveltyConfig:
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
-    of: Sequence[str]  # what tells states apart: parts of the observation, and `Step.room`
+    of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
-        parts = (*Observation._fields, "room")
+        parts = (*Observation._fields, *TOLD)
         ways = (self.imitate_share, self.cross_share, self.imitate_share + self.cross_share)
         shares = (self.try_share, self.return_share, self.return_try_share, *ways)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
@@ -167,7 +168,7 @@ class Novelty:
         return first
 
     def _shown(self, step: Step) -> str:
-        shown = (step.room if part == "room" else getattr(step.observation, part) for part in self.config.of)
+        shown = (getattr(step if part in TOLD else step.observation, part) for part in self.config.of)
         return "\0".join((step.game, *shown))
 
     def state_dict(self) -> dict[str, Any]:

@@ -139,6 +139,10 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         """Identifies where the player is, also where rooms look alike; empty where nobody knows."""
         return ""
 
+    def _object_ids(self) -> str:
+        """Identifies what is in the room and carried, also what closed things hide; empty where nobody knows."""
+        return ""
+
     @abstractmethod
     def _walkthrough(self) -> list[str] | None:
         """Actions that win the game, if known."""
@@ -187,6 +191,7 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
             "max_score": self.max_score,
             "world_hash": self._world_hash(),
             "room": self._room_id(),
+            "objects": self._object_ids(),
             "goal": self.goal,
             "game": self.name,
             "steps": self._steps,

@@ -17,6 +17,7 @@ import gymnasium
 from priorzero.envs.action_cache import ActionCache, CacheConfig
 from priorzero.envs.actions import ActionFinder
 from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, observed, tidy
+from priorzero.envs.object_words import below
 from priorzero.envs.stories import StoryError, check_story, find_story
 
 SEARCHES = ("fast", "exact", "none")
@@ -186,6 +187,11 @@ class JerichoEnv(TextGame):
     def _room_id(self) -> str:
         location = self._game.get_player_location()
         return "" if location is None else str(location.num)
+
+    def _object_ids(self) -> str:
+        objects = self._game.get_world_objects()
+        within = below(objects, objects[self._game.player_obj_num].parent)
+        return " ".join(f"{objects[number].parent}:{number}" for number in sorted(within))
 
     def _walkthrough(self) -> list[str] | None:
         return self._game.get_walkthrough()

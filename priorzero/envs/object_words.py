@@ -8,7 +8,7 @@ install. ``benchmarks.valid_actions`` compares both ways in time and in effects 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -107,8 +107,8 @@ class Surroundings:
         objects = game.get_world_objects()
         player = game.player_obj_num
         self.room: int = objects[player].parent
-        inside = _below(objects, player, set())
-        near = sorted(_below(objects, self.room, {player}) | inside)
+        inside = below(objects, player, set())
+        near = sorted(below(objects, self.room, {player}) | inside)
         words = {number: _words([objects[number].name]) for number in near}
         self.names = [objects[number].name for number in near]
         self.held_words = {word for number in inside for word in words[number]}
@@ -132,7 +132,7 @@ def _followers(texts: Iterable[str]) -> set[tuple[str, str]]:
     return {pair for words in listed for pair in pairwise(words)}
 
 
-def _below(objects: Any, root: int, without: set[int]) -> set[int]:
+def below(objects: Any, root: int, without: Collection[int] = ()) -> set[int]:
     """Numbers of all objects inside an object, at any depth."""
     found: set[int] = set()
     waiting = [objects[root].child] if 0 < root < len(objects) else []
@@ -142,4 +142,4 @@ def _below(objects: Any, root: int, without: set[int]) -> set[int]:
             continue
         found.add(number)
         waiting += [objects[number].child, objects[number].sibling]
-    return found - without
+    return found.difference(without)

@@ -243,6 +243,7 @@ def _step(payload: tuple[Any, ...]) -> Step:
         goal=info["goal"],
         world_hash=info["world_hash"],
         room=info["room"],
+        objects=info["objects"],
     )
 
 

@@ -224,3 +224,18 @@ def test_the_room_is_told_though_rooms_look_alike(envs: VectorEnv, games_dir: Pa
     assert {step.observation.look.partition("\n")[0] for step in dark} == {"Darkness"}
     assert len({step.room for step in (cylinder, *dark)}) == 3
     assert steps[0].room == steps[2].room != steps[3].room
+
+
+def test_what_a_closed_bag_hides_is_told(envs: VectorEnv, games_dir: Path):
+    """Its owner sees the same with a match in the raincoat and without; so it is with what happens elsewhere."""
+    spec = story(games_dir, "omniquest", valid_actions="none")
+    coat = ["examine tree", "drop snorkel", "east", "south", "southeast", "take raincoat", "northwest", "southwest"]
+    hide = ["take match", "open raincoat", "put match in raincoat", "close raincoat"]
+    left = ["take match", "northeast", "drop match", "southwest"]
+    without, hidden, elsewhere = (replay(envs, spec, [*coat, *way], seed=1)[-1] for way in ([], hide, left))
+    assert "match" in without.observation.look
+    assert hidden.observation.look == elsewhere.observation.look
+    assert hidden.observation.inventory == elsewhere.observation.inventory == without.observation.inventory
+    assert len({without.objects, hidden.objects, elsewhere.objects}) == 3
+    again = replay(envs, spec, [*coat, *left, "northeast", "southwest"], seed=1)[-1]
+    assert again.objects == elsewhere.objects

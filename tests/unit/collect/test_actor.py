@@ -19,7 +19,7 @@ from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment, Turn
 
 NONE, NEW = (
-    NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, return_try_share=0.5, imitate_share=0.5, of=("look",))
+    NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, return_try_share=0.5, imitate_share=0.5, cross_share=0.0, of=("look",))
     for weight in (0.0, 0.5)
 )
 GAMES = (CorridorSpec(3), CorridorSpec(4))
@@ -137,7 +137,7 @@ def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
         ways |= {number: plan.actions if plan else () for number, plan in plans.items()}
         trials |= {number for number, plan in plans.items() if plan and plan.kind == "trial"}
     assert actor.env_steps == steps
-    assert actor.lost_ways <= len(trials)  # a way that was gone before is not lost
+    assert actor.lost_ways == 0  # a way that was gone before is not lost, and a trial leaves out what is not valid
     assert [ways[n] for n in (0, 1)] == [(), ()]  # nothing was known
     assert any(len(way) > 1 for way in ways.values())
     firsts = [segment for segment in segments if segment.start == 0]
@@ -172,6 +172,19 @@ def test_whoever_learns_from_a_step_knows_its_actions(policy, envs, make_player)
     for segment in (segment for _ in range(12) for segment in actor.tick()):
         for actions in segment.valid_actions:
             actor.player.vocabulary.ids(actions)
+
+
+def test_a_trial_leaves_out_what_is_not_valid(envs, make_player):
+    actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, novelty=replace(NEW, return_share=1.0)))
+    actor.tick()
+    episode = actor._episodes[0]
+    valid = episode.step.valid_actions[0]
+    episode.plan = Plan(episode.seed, (*episode.actions, "sing", "dance", valid, "sing"), "trial")
+    for _ in range(2):
+        actor.tick()
+    assert episode.actions[1] == valid
+    assert (actor.lost_ways, episode.goes_back, len(episode.turns)) == (0, True, 3)
+    assert episode.plan.actions == (*episode.actions[:2],)  # nothing is left of it, and nothing was lost
 
 
 def test_a_way_that_is_lost_is_left(envs, make_player):

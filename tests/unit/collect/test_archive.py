@@ -166,6 +166,28 @@ def test_what_made_points_is_not_left_out():
     assert archive.shortened("g", rng) is None
 
 
+def test_ways_are_crossed_where_a_place_is_met_in_another_state():
+    archive, rng = Archive(), np.random.default_rng(0)
+    assert archive.crossed("g", rng) is None
+    for n, place in enumerate(("hall", "attic"), 1):
+        archive.enter("g", place, trail("ab"[:n], [0, 1, 2][: n + 1]), 0.0, first=True)
+    assert archive.crossed("g", rng) is None  # no point was made yet
+    archive.enter("g", "roof", trail("abc", [0, 1, 2, 3], paid=(3,)), 5.0, first=True)
+    assert archive.crossed("g", rng) is None  # no place was met in another state
+    enter(archive, 7, "xy", place="hall")
+    enter(archive, 8, "z", place="cellar")  # not on the way
+    enter(archive, 9, "q", place="roof")  # where it ends: nothing to go on with
+    assert {archive.crossed("g", rng) for _ in range(30)} == {Way(2, ("x", "y", "b", "c"))}
+    enter(archive, 6, "abyw", place="attic")
+    found = Counter("".join(archive.crossed("g", rng).actions) for _ in range(400))
+    assert found.keys() == {"xybc", "abywc"}
+    assert abs(found["xybc"] / 400 - 0.5) < 0.08  # first a step of the way is drawn, then a state
+    for _ in range(1000):
+        enter(archive, 5, "aw", place="attic")  # often visited: 1 / sqrt(visits) against the other's
+    found = Counter("".join(archive.crossed("g", rng).actions) for _ in range(50))
+    assert found["abywc"] > 2 * found["awc"]
+
+
 trails = st.lists(
     st.tuples(
         st.sampled_from("ab"),
@@ -192,6 +214,7 @@ def test_everything_survives_a_checkpoint(entries):
         for _ in range(5):
             assert archive.draw(game, rngs[0]) == other.draw(game, rngs[1])
             assert archive.shortened(game, rngs[0]) == other.shortened(game, rngs[1])
+            assert archive.crossed(game, rngs[0]) == other.crossed(game, rngs[1])
         assert archive.best(game) == other.best(game)
 
 

@@ -22,6 +22,7 @@ def make(
             return_share=return_share,
             return_try_share=0.5,
             imitate_share=0.5,
+            cross_share=0.0,
             of=of,
         )
     )
@@ -31,12 +32,13 @@ def visit(novelty: Novelty, entered: Step, trail: Trail) -> float:
     return novelty.visit(entered, trail, "east")
 
 
-def test_rooms_that_look_alike_are_told_apart_by_their_number():
+@pytest.mark.parametrize("told", ["room", "objects"])
+def test_rooms_that_look_alike_are_told_apart(told):
     dark = step("It is pitch dark.")
-    for of, states in ((("look", "room"), 2), (("look",), 1)):
+    for of, states in ((("look", told), 2), (("look",), 1)):
         novelty = make(of=of)
-        for room in ("74", "77", "74"):
-            visit(novelty, replace(dark, room=room), Trail(0))
+        for number in ("74", "77", "74"):
+            visit(novelty, replace(dark, **{told: number}), Trail(0))
         assert len(novelty) == states
 
 
@@ -102,7 +104,7 @@ def test_counts_survive():
 @pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("smell",)}])
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(
-        ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory, score, room"
+        ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory, score, room, objects"
     ):
         NoveltyConfig(
             **(
@@ -112,6 +114,7 @@ def test_what_cannot_be_is_refused(changes):
                     "return_share": 0.0,
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
+                    "cross_share": 0.0,
                     "of": ("look",),
                 }
                 | changes
@@ -149,6 +152,21 @@ def test_without_imitation_episodes_go_back_only():
     played(novelty, ("hall", 5.0), ("start", 0.0), ("garden", 1.0))
     plans = [novelty.begin("g", np.random.default_rng(n)) for n in range(40)]
     assert {plan.kind for plan in plans} == {"return"}
+
+
+def test_a_share_of_the_episodes_crosses():
+    """With what was done elsewhere in mind, to where the points are: here from a hall where a key lies."""
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, imitate_share=0.3, cross_share=0.5)
+    played(novelty, ("hall", 0.0), ("garden", 1.0), seed=3)
+    assert {novelty.begin("g", rng).kind for _ in range(40)} <= {"imitate", "trial", "return"}
+    other = Trail(5)
+    novelty.mark(step("start"), other)
+    novelty.visit(step("hall\nA key lies here."), other, "dig")
+    plans = [novelty.begin("g", rng) for _ in range(400)]
+    crossed = [plan for plan in plans if plan.actions == ("dig", "to garden")]
+    assert {(plan.kind, plan.seed) for plan in crossed} == {("trial", 5)}
+    assert abs(len(crossed) / 400 - 0.5) < 0.08
 
 
 def test_a_share_of_the_episodes_goes_back():
