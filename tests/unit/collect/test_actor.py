@@ -19,7 +19,15 @@ from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment, Turn
 
 NONE, NEW = (
-    NoveltyConfig(weight=weight, try_share=0.0, return_share=0.0, return_try_share=0.5, imitate_share=0.5, cross_share=0.0, of=("look",))
+    NoveltyConfig(
+        weight=weight,
+        try_share=0.0,
+        return_share=0.0,
+        return_try_share=0.5,
+        imitate_share=0.5,
+        cross_share=0.0,
+        of=("look",),
+    )
     for weight in (0.0, 0.5)
 )
 GAMES = (CorridorSpec(3), CorridorSpec(4))
