@@ -7,6 +7,7 @@ to every state is kept, and some episodes begin by walking one of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a state was reached: in a game that starts from ``seed``, by these actions."""
+    """How a state was reached, or may be: in a game that starts from ``seed``, by these actions."""
 
     seed: int
     actions: tuple[str, ...]
+    tried: bool = True  # whether somebody went it, and it led there
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class _Cell:
     way: Way
     score: float  # in the state
     place: str
+    shorter: tuple[str, ...] | None  # the way without its detours, until it was tried
     visits: int = 0  # episodes that came by, or were sent there
 
 
@@ -86,7 +89,9 @@ class Archive:
         cell = cells.get(trail.states[-1])
         if cell is None or _better(score, len(trail.actions), cell):
             way, visits = Way(trail.seed, tuple(trail.actions)), 0 if cell is None else cell.visits
-            cell = cells[trail.states[-1]] = _Cell(way, score, place, visits)
+            detours = _detours(trail.states, trail.paid)
+            shorter = tuple(trail.actions[t] for t in _without(detours, len(trail.actions))) if detours else None
+            cell = cells[trail.states[-1]] = _Cell(way, score, place, shorter, visits)
         cell.visits += first
         self._compare(game, trail, score)
 
@@ -119,14 +124,14 @@ class Archive:
         best = self._best.get(game)
         if best is None or all(best.paid):
             return None
-        detours = _detours(best)
+        detours = _detours(best.states, best.paid)
         if detours and rng.random() < 0.5:
-            kept = _without_detours(len(best.paid), detours, rng)
+            kept = _without_some(detours, len(best.paid), rng)
         else:
             start = int(rng.choice([t for t, paid in enumerate(best.paid) if not paid]))
             end = min(start + int(rng.geometric(0.5)), best.paid.index(True, start))
             kept = [*range(start), *range(end, len(best.paid))]
-        return Way(best.way.seed, tuple(best.way.actions[t] for t in kept))
+        return Way(best.way.seed, tuple(best.way.actions[t] for t in kept), tried=False)
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
         """To a place on the best way, but to another of its states, and on from there as the best way goes.
@@ -151,10 +156,11 @@ class Archive:
         rarity = np.array([max(cell.visits, 1) for cell in there]) ** -0.5
         cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
         cell.visits += 1
-        return Way(cell.way.seed, cell.way.actions + best.way.actions[t:])
+        return Way(cell.way.seed, cell.way.actions + best.way.actions[t:], tried=False)
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
-        """A way to go, which counts as a visit; None where the game was never played.
+        """A way to go, which counts as a visit; None where the game was never played. The first time that a way with
+        detours is drawn, it is given without them: an episode has so many steps, and that one may lead there too.
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
         of its places', where a place counts for the square root of its states: a room where many things can be dropped
@@ -174,20 +180,24 @@ class Archive:
         weight = rarity / root[pair] / places[level] / (1 + level)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
-        return cell.way
+        if cell.shorter is None:
+            return cell.way
+        shorter, cell.shorter = cell.shorter, None
+        return Way(cell.way.seed, shorter, tried=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and one list of texts."""
         rows = [(game, state, cell) for game, cells in self._cells.items() for state, cell in cells.items()]
         texts = chain.from_iterable((game, cell.place, *cell.way.actions) for game, _, cell in rows)
         number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-        actions = [number[action] for *_, cell in rows for action in cell.way.actions]
+        actions = [number[action] for *_, cell in rows for action in (*cell.way.actions, *(cell.shorter or ()))]
+        lengths = [(len(c.way.actions), -1 if c.shorter is None else len(c.shorter)) for *_, c in rows]
         return {
             "texts": list(number),
             "cells": torch.tensor(
-                [(number[g], number[c.place], state, c.visits, c.way.seed, len(c.way.actions)) for g, state, c in rows],
-                dtype=torch.int64,
-            ).reshape(-1, 6),
+                [(number[g], number[c.place], state, c.visits, c.way.seed) for g, state, c in rows], dtype=torch.int64
+            ).reshape(-1, 5),
+            "lengths": torch.tensor(lengths, dtype=torch.int32).reshape(-1, 2),
             "scores": torch.tensor([cell.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
             "best": {
@@ -200,36 +210,48 @@ class Archive:
         """What ``state_dict`` gave."""
         self._cells = {}
         texts, actions = state["texts"], iter(state["actions"].tolist())
-        for row, score in zip(state["cells"].tolist(), state["scores"].tolist(), strict=True):
-            game, place, number, visits, seed, length = row
-            way = Way(seed, tuple(texts[next(actions)] for _ in range(length)))
-            self._cells.setdefault(texts[game], {})[number] = _Cell(way, score, texts[place], visits)
+        rows = (state[name].tolist() for name in ("cells", "scores", "lengths"))
+        for (game, place, number, visits, seed), score, lengths in zip(*rows, strict=True):
+            long, short = (tuple(texts[next(actions)] for _ in range(length)) for length in lengths)
+            cell = _Cell(Way(seed, long), score, texts[place], short if lengths[1] >= 0 else None, visits)
+            self._cells.setdefault(texts[game], {})[number] = cell
         self._best = {
             game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid))
             for game, (seed, way, score, states, paid) in state["best"].items()
         }
 
 
-def _detours(best: _Best) -> dict[int, int]:
-    """From start to end, the actions that could be left out: the state before and behind them is the same."""
-    found = {}
-    for start in range(len(best.paid)):
-        unpaid = next((t for t in range(start, len(best.paid)) if best.paid[t]), len(best.paid))
-        ends = [end for end in range(start + 1, unpaid + 1) if best.states[end] == best.states[start]]
-        if ends:
-            found[start] = ends[-1]
+def _detours(states: Sequence[int], paid: Sequence[bool]) -> dict[int, int]:
+    """From start to end, the actions that could be left out: the state before and behind them is the same.
+
+    Args:
+        states: of a trail, one more than actions.
+        paid: whether an action made a point; a detour makes none, and ends as late as can be.
+    """
+    found, last = {}, {}
+    for t in range(len(paid), -1, -1):
+        if t < len(paid) and paid[t]:
+            last.clear()
+        if last.setdefault(states[t], t) > t:
+            found[t] = last[states[t]]
     return found
 
 
-def _without_detours(steps: int, detours: dict[int, int], rng: np.random.Generator) -> list[int]:
-    """The steps that are left, in order."""
-    sure, share = int(rng.choice(list(detours))), rng.random()
+def _without(detours: dict[int, int], steps: int) -> list[int]:
+    """The steps that are left without any detour, in order."""
     kept, at = [], 0
     while at < steps:
-        leaves_out = at in detours and (at == sure or rng.random() < share)
-        if leaves_out and not at < sure < detours[at]:  # which would leave out the step where the sure one begins
+        if at in detours:
             at = detours[at]
         else:
             kept.append(at)
             at += 1
     return kept
+
+
+def _without_some(detours: dict[int, int], steps: int, rng: np.random.Generator) -> list[int]:
+    """The steps that are left without one of the detours and a share of the others, in order."""
+    sure, share = int(rng.choice(list(detours))), rng.random()
+    left_out = {start: end for start, end in detours.items() if start == sure or rng.random() < share}
+    # which must not leave out the step where the sure one begins
+    return _without({start: end for start, end in left_out.items() if not start < sure < end}, steps)

@@ -94,19 +94,17 @@ class Novelty:
         """
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
-        kind, way = self._way(game, rng)
-        return None if way is None else Plan(way.seed, way.actions, kind)
-
-    def _way(self, game: str, rng: np.random.Generator) -> tuple[Kind, Way | None]:
-        share, archive = rng.random(), self.archive
-        if share < self.config.imitate_share:
-            if rng.random() < 0.5 and (shorter := archive.shortened(game, rng)) is not None:
-                return "trial", shorter
-            return "imitate", archive.best(game)
-        crosses = share < self.config.imitate_share + self.config.cross_share
-        if crosses and (crossed := archive.crossed(game, rng)) is not None:
-            return "trial", crossed
-        return "return", archive.draw(game, rng)
+        share, imitate, archive = rng.random(), self.config.imitate_share, self.archive
+        kind: Kind = "imitate" if share < imitate else "return"
+        way: Way | None = None
+        if kind == "imitate":
+            way = archive.shortened(game, rng) if rng.random() < 0.5 else None
+            way = way or archive.best(game)
+        elif share < imitate + self.config.cross_share:
+            way = archive.crossed(game, rng)
+        if kind == "return" and way is None:
+            way = archive.draw(game, rng)
+        return None if way is None else Plan(way.seed, way.actions, kind if way.tried else "trial")
 
     def choose(self, step: Step, index: int, rng: np.random.Generator, *, went_back: bool = False) -> int:
         """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest.

@@ -177,7 +177,7 @@ def test_ways_are_crossed_where_a_place_is_met_in_another_state():
     enter(archive, 7, "xy", place="hall")
     enter(archive, 8, "z", place="cellar")  # not on the way
     enter(archive, 9, "q", place="roof")  # where it ends: nothing to go on with
-    assert {archive.crossed("g", rng) for _ in range(30)} == {Way(2, ("x", "y", "b", "c"))}
+    assert {archive.crossed("g", rng) for _ in range(30)} == {Way(2, ("x", "y", "b", "c"), tried=False)}
     enter(archive, 6, "abyw", place="attic")
     found = Counter("".join(archive.crossed("g", rng).actions) for _ in range(400))
     assert found.keys() == {"xybc", "abywc"}
@@ -186,6 +186,18 @@ def test_ways_are_crossed_where_a_place_is_met_in_another_state():
         enter(archive, 5, "aw", place="attic")  # often visited: 1 / sqrt(visits) against the other's
     found = Counter("".join(archive.crossed("g", rng).actions) for _ in range(50))
     assert found["abywc"] > 2 * found["awc"]
+
+
+def test_a_way_is_tried_without_its_detours_when_it_is_drawn_first():
+    """Here 2 c d e 2; the one without a step made a point, and stays."""
+    archive, rng = Archive(), np.random.default_rng(0)
+    archive.enter("g", "room", trail("abcdefg", [1, 1, 2, 3, 4, 2, 5, 6], paid=(1,)), 8.0, first=True)
+    assert archive.draw("g", rng) == Way(0, tuple("abfg"), tried=False)
+    assert archive.draw("g", rng) == archive.draw("g", rng) == Way(0, tuple("abcdefg"))
+    archive.enter("g", "room", trail("abfg", [1, 1, 2, 5, 6], paid=(1,)), 8.0, first=True)  # it led there
+    assert archive.draw("g", rng) == Way(0, tuple("abfg"))
+    archive.enter("g", "room", trail("fbg", [1, 2, 1, 6]), 9.0, first=True)  # a better way with a detour
+    assert archive.draw("g", rng) == Way(0, ("g",), tried=False)
 
 
 trails = st.lists(
