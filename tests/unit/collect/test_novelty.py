@@ -23,6 +23,7 @@ def make(
             return_try_share=0.5,
             imitate_share=0.5,
             cross_share=0.0,
+            by_words=False,
             of=of,
         )
     )
@@ -115,6 +116,7 @@ def test_what_cannot_be_is_refused(changes):
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
                     "cross_share": 0.0,
+                    "by_words": False,
                     "of": ("look",),
                 }
                 | changes
