@@ -102,12 +102,17 @@ class Actor:
     def _decide(self, slots: Sequence[int]) -> None:
         self.player.env_steps = self.env_steps
         chosen = {slot: d for slot in slots if (d := self._follow(self._episodes[slot])) is not None}
-        free = [slot for slot in slots if slot not in chosen]
-        episodes = [self._episodes[slot] for slot in free]
-        decisions = self.player.decide(self.config.policy, episodes, explore=True) if free else []
-        for slot, e, d in zip(free, episodes, decisions, strict=True):
-            index = self.novelty.choose(e.step, d.index, self.player.rng, went_back=e.goes_back)
-            chosen[slot] = d if index == d.index else replace(d, index=index, subtree=None)
+        free = {slot: self._episodes[slot] for slot in slots if slot not in chosen}
+        wanders = self.config.novelty.return_policy == "random"
+        chosen |= {slot: e.wander(self.player.rng) for slot, e in free.items() if wanders and e.goes_back}
+        asked = {slot: e for slot, e in free.items() if slot not in chosen}
+        if asked:
+            decisions = self.player.decide(self.config.policy, list(asked.values()), explore=True)
+            chosen |= dict(zip(asked, decisions, strict=True))
+        for slot, e in free.items():
+            index = self.novelty.choose(e.step, chosen[slot].index, self.player.rng, went_back=e.goes_back)
+            if index != chosen[slot].index:
+                chosen[slot] = replace(chosen[slot], index=index, subtree=None)
         self._send(slots, [chosen[slot] for slot in slots])
 
     def _follow(self, episode: Episode) -> Decision | None:

@@ -98,6 +98,10 @@ class Episode:
         one_hot = np.eye(len(valid), dtype=np.float32)[index]
         return Decision(index, one_hot if self.plan.kind == "imitate" else np.zeros(0, np.float32), 0.0)
 
+    def wander(self, rng: np.random.Generator) -> Decision:
+        """A step at random; nobody learns a policy from it."""
+        return Decision(int(rng.integers(len(self.step.valid_actions))), np.zeros(0, np.float32), 0.0)
+
     @property
     def explores(self) -> bool:
         """Whether the next step leads where its plan does not: to be counted."""

@@ -34,6 +34,9 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
+    return_policy: Literal[
+        "own", "random"
+    ]  # who plays on, once an episode went back: the collector's policy, or nobody
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
@@ -45,11 +48,12 @@ class NoveltyConfig:
         ways = (self.imitate_share, self.cross_share, self.imitate_share + self.cross_share)
         shares = (self.try_share, self.return_share, self.return_try_share, *ways)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
+        fits = fits and self.return_policy in ("own", "random")
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
-                "return_try_share, imitate_share, cross_share and the sum of the last two lie between 0 and 1, and "
-                f"`of` names one or more of {', '.join(parts)}"
+                "return_try_share, imitate_share, cross_share and the sum of the last two lie between 0 and 1, "
+                f"return_policy is own or random, and `of` names one or more of {', '.join(parts)}"
             )
 
 

@@ -14,6 +14,7 @@ import torch
 from toy_games import CorridorSpec
 
 from priorzero.collect.actor import Actor, CollectConfig
+from priorzero.collect.episode import Episode
 from priorzero.collect.novelty import NoveltyConfig, Plan
 from priorzero.envs.vector import VectorEnv
 from priorzero.types import Segment, Turn
@@ -23,6 +24,7 @@ NONE, NEW = (
         weight=weight,
         try_share=0.0,
         return_share=0.0,
+        return_policy="own",
         return_try_share=0.5,
         imitate_share=0.5,
         cross_share=0.0,
@@ -181,6 +183,29 @@ def test_whoever_learns_from_a_step_knows_its_actions(policy, envs, make_player)
     for segment in (segment for _ in range(12) for segment in actor.tick()):
         for actions in segment.valid_actions:
             actor.player.vocabulary.ids(actions)
+
+
+def test_who_went_back_may_go_on_at_random(envs, make_player):
+    """The policy is not asked there, and learns no policy from it."""
+    novelty = replace(NEW, return_share=1.0, imitate_share=0.0, return_policy="random", return_try_share=0.0)
+    player = make_player()
+    actor = Actor(envs, GAMES, player, collect_config(segment_steps=50, policy="wm", novelty=novelty))
+    ways: dict[int, int] = {}
+    asked: list[Episode] = []
+    decide = player.decide
+    player.decide = lambda policy, episodes, explore: (
+        asked.extend(episodes) or decide(policy, episodes, explore=explore)
+    )
+    segments = []
+    for _ in range(40):
+        segments += actor.tick()
+        ways |= {e.number: len(e.plan.actions) if e.plan else -1 for e in actor._episodes}
+    assert {episode.number for episode in asked} == {number for number, n in ways.items() if n < 0} != set()
+    firsts = [segment for segment in segments if segment.start == 0 and ways[segment.episode] >= 0]
+    assert firsts
+    assert not any(len(probs) for segment in firsts for probs in segment.visit_probs)
+    later = [segment.actions[ways[segment.episode] :] for segment in firsts]
+    assert len({actions[:1] for actions in later if actions}) > 1
 
 
 def test_a_trial_leaves_out_what_is_not_valid(envs, make_player):

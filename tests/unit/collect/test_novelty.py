@@ -20,6 +20,7 @@ def make(
             weight=weight,
             try_share=try_share,
             return_share=return_share,
+            return_policy="own",
             return_try_share=0.5,
             imitate_share=0.5,
             cross_share=0.0,
@@ -102,10 +103,21 @@ def test_counts_survive():
     assert {other.choose(step("kitchen"), 0, np.random.default_rng(0))} == {0, 1, 2} - tried
 
 
-@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"try_share": 1.1}, {"of": ()}, {"of": ("smell",)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight": -1.0},
+        {"try_share": 1.1},
+        {"imitate_share": 0.6, "cross_share": 0.5},
+        {"return_policy": "nobody"},
+        {"of": ()},
+        {"of": ("smell",)},
+    ],
+)
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(
-        ValueError, match=r"collector\.novelty is .*one or more of feedback, look, inventory, score, room, objects"
+        ValueError,
+        match=r"collector\.novelty is .*own or random.*one or more of feedback, look, inventory, score, room, objects",
     ):
         NoveltyConfig(
             **(
@@ -113,6 +125,7 @@ def test_what_cannot_be_is_refused(changes):
                     "weight": 1.0,
                     "try_share": 0.0,
                     "return_share": 0.0,
+                    "return_policy": "own",
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
                     "cross_share": 0.0,
