@@ -7,17 +7,13 @@ to every state is kept, and some episodes begin by walking one of them.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,6 @@ class _Cell:
     way: Way
     score: float  # in the state
     place: str
-    sign: str  # what sets the state apart within its place; see `Archive.enter`
     shorter: tuple[str, ...] | None  # the way without its detours, until it was tried
     visits: int = 0  # episodes that came by, or were sent there
 
@@ -75,13 +70,12 @@ class Archive:
     def __init__(self) -> None:
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
         self._best: dict[str, _Best] = {}  # by game
-        self._shown: dict[str, Counter[str]] = {}  # by game: how many states showed a pair of words
 
     def __len__(self) -> int:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool, text: str = "") -> None:
+    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool) -> None:
         """An episode came to a state on its own.
 
         Args:
@@ -90,26 +84,16 @@ class Archive:
             trail: how the episode came there; kept if it is better than what is known.
             score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
-            text: what the state shows. Of its pairs of neighbouring words, the one that the fewest states had shown
-                when this one was found is its sign, and states of one place are drawn by their signs first.
         """
         cells = self._cells.setdefault(game, {})
         cell = cells.get(trail.states[-1])
         if cell is None or _better(score, len(trail.actions), cell):
-            way = Way(trail.seed, tuple(trail.actions))
-            sign, visits = (self._sign(game, text), 0) if cell is None else (cell.sign, cell.visits)
+            way, visits = Way(trail.seed, tuple(trail.actions)), 0 if cell is None else cell.visits
             detours = _detours(trail.states, trail.paid)
             shorter = tuple(trail.actions[t] for t in _without(detours, len(trail.actions))) if detours else None
-            cell = cells[trail.states[-1]] = _Cell(way, score, place, sign, shorter, visits)
+            cell = cells[trail.states[-1]] = _Cell(way, score, place, shorter, visits)
         cell.visits += first
         self._compare(game, trail, score)
-
-    def _sign(self, game: str, text: str) -> str:
-        lines = (_WORD.findall(line) for line in text.lower().split("\n"))
-        pairs = {" ".join(pair) for words in lines for pair in pairwise(words)}
-        shown = self._shown.setdefault(game, Counter())
-        shown.update(pairs)
-        return min(pairs, key=lambda pair: (shown[pair], pair), default="")
 
     def finish(self, game: str, trail: Trail, score: float) -> None:
         """An episode is over: nothing can be explored behind it, but it may have been the best one."""
@@ -180,8 +164,7 @@ class Archive:
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
         of its places', where a place counts for the square root of its states: a room where many things can be dropped
-        is not all there is, and one with a puzzle is more than one step on a way. States of a place with another sign
-        are another place here. First a score is drawn, the n-th best
+        is not all there is, and one with a puzzle is more than one step on a way. First a score is drawn, the n-th best
         proportional to its weight / n: most episodes begin where the points are, unless all is known there. Then one of
         its places and one of that place's states, in the same proportions.
         """
@@ -189,7 +172,7 @@ class Archive:
         if not cells:
             return None
         scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
-        _, place = np.unique([f"{cell.place}\0{cell.sign}" for cell in cells], return_inverse=True)
+        _, place = np.unique([cell.place for cell in cells], return_inverse=True)
         pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
         root = states**0.5  # of the states of each place with a score
         places = np.bincount(pairs % len(scores), root)  # of each score
@@ -205,20 +188,18 @@ class Archive:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and one list of texts."""
         rows = [(game, state, cell) for game, cells in self._cells.items() for state, cell in cells.items()]
-        texts = chain.from_iterable((game, cell.place, cell.sign, *cell.way.actions) for game, _, cell in rows)
+        texts = chain.from_iterable((game, cell.place, *cell.way.actions) for game, _, cell in rows)
         number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
         actions = [number[action] for *_, cell in rows for action in (*cell.way.actions, *(cell.shorter or ()))]
         lengths = [(len(c.way.actions), -1 if c.shorter is None else len(c.shorter)) for *_, c in rows]
         return {
             "texts": list(number),
             "cells": torch.tensor(
-                [(number[g], number[c.place], number[c.sign], state, c.visits, c.way.seed) for g, state, c in rows],
-                dtype=torch.int64,
-            ).reshape(-1, 6),
+                [(number[g], number[c.place], state, c.visits, c.way.seed) for g, state, c in rows], dtype=torch.int64
+            ).reshape(-1, 5),
             "lengths": torch.tensor(lengths, dtype=torch.int32).reshape(-1, 2),
             "scores": torch.tensor([cell.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
-            "shown": {game: dict(counts) for game, counts in self._shown.items()},
             "best": {
                 game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid)]
                 for game, b in self._best.items()
@@ -230,12 +211,10 @@ class Archive:
         self._cells = {}
         texts, actions = state["texts"], iter(state["actions"].tolist())
         rows = (state[name].tolist() for name in ("cells", "scores", "lengths"))
-        for (game, place, sign, number, visits, seed), score, lengths in zip(*rows, strict=True):
+        for (game, place, number, visits, seed), score, lengths in zip(*rows, strict=True):
             long, short = (tuple(texts[next(actions)] for _ in range(length)) for length in lengths)
-            shorter = short if lengths[1] >= 0 else None
-            cell = _Cell(Way(seed, long), score, texts[place], texts[sign], shorter, visits)
+            cell = _Cell(Way(seed, long), score, texts[place], short if lengths[1] >= 0 else None, visits)
             self._cells.setdefault(texts[game], {})[number] = cell
-        self._shown = {game: Counter(counts) for game, counts in state["shown"].items()}
         self._best = {
             game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid))
             for game, (seed, way, score, states, paid) in state["best"].items()

@@ -40,7 +40,6 @@ class NoveltyConfig:
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
-    by_words: bool  # of these, which state of a place: by the rarest two words that it shows, then by its visits
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
@@ -145,8 +144,7 @@ class Novelty:
             else:
                 name = step.observation.look.partition("\n")[0]
                 place = f"{name} {step.room}"
-                text = f"{step.observation.look}\n{step.observation.inventory}" if self.config.by_words else ""
-                self.archive.enter(step.game, place, trail, step.score, first=first, text=text)
+                self.archive.enter(step.game, place, trail, step.score, first=first)
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]

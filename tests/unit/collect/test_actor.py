@@ -28,7 +28,6 @@ NONE, NEW = (
         return_try_share=0.5,
         imitate_share=0.5,
         cross_share=0.0,
-        by_words=False,
         of=("look",),
     )
     for weight in (0.0, 0.5)

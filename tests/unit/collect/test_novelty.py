@@ -24,7 +24,6 @@ def make(
             return_try_share=0.5,
             imitate_share=0.5,
             cross_share=0.0,
-            by_words=False,
             of=of,
         )
     )
@@ -129,7 +128,6 @@ def test_what_cannot_be_is_refused(changes):
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
                     "cross_share": 0.0,
-                    "by_words": False,
                     "of": ("look",),
                 }
                 | changes
