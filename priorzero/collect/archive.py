@@ -48,6 +48,7 @@ class _Best:
     score: float
     states: tuple[int, ...]  # one more than actions
     paid: tuple[bool, ...]
+    is_all: bool  # the game has no more points than these
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class Archive:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool) -> None:
+    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool, is_all: bool = False) -> None:
         """An episode came to a state on its own.
 
         Args:
@@ -84,6 +85,7 @@ class Archive:
             trail: how the episode came there; kept if it is better than what is known.
             score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
+            is_all: whether the game has no more points than ``score``.
         """
         cells = self._cells.setdefault(game, {})
         cell = cells.get(trail.states[-1])
@@ -93,21 +95,25 @@ class Archive:
             shorter = tuple(trail.actions[t] for t in _without(detours, len(trail.actions))) if detours else None
             cell = cells[trail.states[-1]] = _Cell(way, score, place, shorter, visits)
         cell.visits += first
-        self._compare(game, trail, score)
+        self._compare(game, trail, score, is_all)
 
-    def finish(self, game: str, trail: Trail, score: float) -> None:
+    def finish(self, game: str, trail: Trail, score: float, *, is_all: bool = False) -> None:
         """An episode is over: nothing can be explored behind it, but it may have been the best one."""
-        self._compare(game, trail, score)
+        self._compare(game, trail, score, is_all)
 
-    def _compare(self, game: str, trail: Trail, score: float) -> None:
+    def _compare(self, game: str, trail: Trail, score: float, is_all: bool) -> None:
         best, n = self._best.get(game), trail.scored
         if n and (best is None or _better(score, n, best)):
             way = Way(trail.seed, tuple(trail.actions[:n]))
-            self._best[game] = _Best(way, score, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]))
+            self._best[game] = _Best(way, score, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]), is_all)
 
     def best(self, game: str) -> Way | None:
         """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
         return self._best[game].way if game in self._best else None
+
+    def knows_all(self, game: str) -> bool:
+        """Whether the best way makes every point that the game has."""
+        return game in self._best and self._best[game].is_all
 
     @property
     def highest_score(self) -> float | None:
@@ -201,7 +207,7 @@ class Archive:
             "scores": torch.tensor([cell.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
             "best": {
-                game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid)]
+                game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid), b.is_all]
                 for game, b in self._best.items()
             },
         }
@@ -216,8 +222,8 @@ class Archive:
             cell = _Cell(Way(seed, long), score, texts[place], short if lengths[1] >= 0 else None, visits)
             self._cells.setdefault(texts[game], {})[number] = cell
         self._best = {
-            game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid))
-            for game, (seed, way, score, states, paid) in state["best"].items()
+            game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid), is_all)
+            for game, (seed, way, score, states, paid, is_all) in state["best"].items()
         }
 
 

@@ -92,6 +92,8 @@ class Novelty:
     def begin(self, game: str, rng: np.random.Generator) -> Plan | None:
         """How the next episode of the game begins; None where it begins as ever.
 
+        Where a way to all of the game's points is known, all that would go back imitate it or try to shorten it.
+
         Args:
             game: its name.
             rng: not asked where ``return_share`` is 0.
@@ -99,6 +101,8 @@ class Novelty:
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
         share, imitate, archive = rng.random(), self.config.imitate_share, self.archive
+        if imitate and archive.knows_all(game):
+            imitate = 1.0  # nothing is left to find
         kind: Kind = "imitate" if share < imitate else "return"
         way: Way | None = None
         if kind == "imitate":
@@ -139,12 +143,13 @@ class Novelty:
         """
         first = self.mark(step, trail, action)
         if self.config.return_share:
+            is_all = 0 < step.max_score <= step.score
             if step.done:
-                self.archive.finish(step.game, trail, step.score)
+                self.archive.finish(step.game, trail, step.score, is_all=is_all)
             else:
                 name = step.observation.look.partition("\n")[0]
                 place = f"{name} {step.room}"
-                self.archive.enter(step.game, place, trail, step.score, first=first)
+                self.archive.enter(step.game, place, trail, step.score, first=first, is_all=is_all)
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]

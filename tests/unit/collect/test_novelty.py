@@ -9,7 +9,7 @@ from priorzero.types import Observation, Step
 
 
 def step(look: str, inventory: str = "", game: str = "g", actions: tuple[str, ...] = ("east", "south", "west")) -> Step:
-    return Step(Observation("You go.", look, inventory), 0.0, False, False, actions, 0.0, 1.0, game)
+    return Step(Observation("You go.", look, inventory), 0.0, False, False, actions, 0.0, 100.0, game)
 
 
 def make(
@@ -165,6 +165,19 @@ def test_without_imitation_episodes_go_back_only():
     played(novelty, ("hall", 5.0), ("start", 0.0), ("garden", 1.0))
     plans = [novelty.begin("g", np.random.default_rng(n)) for n in range(40)]
     assert {plan.kind for plan in plans} == {"return"}
+
+
+def test_a_game_of_which_all_is_known_is_imitated_only():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    assert novelty.config.imitate_share == 0.5
+    for score, kinds in ((5.0, {"imitate", "return"}), (7.0, {"imitate"})):
+        trail = Trail(0)
+        novelty.mark(step("start"), trail)
+        novelty.visit(replace(step("hall"), reward=score, score=score, max_score=7.0), trail, f"win {score}")
+        assert {novelty.begin("g", rng).kind for _ in range(40)} == kinds
+    explorer = Novelty(replace(novelty.config, imitate_share=0.0))
+    explorer.load_state_dict(novelty.state_dict())
+    assert {explorer.begin("g", rng).kind for _ in range(40)} == {"return"}
 
 
 def test_a_share_of_the_episodes_crosses():
