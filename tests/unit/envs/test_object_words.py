@@ -1,6 +1,6 @@
 from types import SimpleNamespace
 
-from priorzero.envs.object_words import Surroundings, _below, _followers, _words
+from priorzero.envs.object_words import Surroundings, _followers, _words, below
 
 
 def node(name: str = "", parent: int = 0, sibling: int = 0, child: int = 0, attr: bytes = b"\0") -> SimpleNamespace:
@@ -18,10 +18,10 @@ def test_followers_are_the_words_right_after():
 def test_objects_inside_are_found_at_any_depth_and_loops_end():
     # 1 holds 2 and 3; 3 holds 4; 4 wrongly points back to 2 and past the end
     objects = [node(), node(child=2), node(sibling=3), node(child=4), node(child=9, sibling=2)]
-    assert _below(objects, 1, set()) == {2, 3, 4}
-    assert _below(objects, 1, {3}) == {2, 4}
-    assert _below(objects, 0, set()) == set()
-    assert _below(objects, 7, set()) == set()
+    assert below(objects, 1, set()) == {2, 3, 4}
+    assert below(objects, 1, {3}) == {2, 4}
+    assert below(objects, 0, set()) == set()
+    assert below(objects, 7, set()) == set()
 
 
 def test_surroundings_say_what_is_near_what_is_carried_and_in_what_condition():
