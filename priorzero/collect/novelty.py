@@ -34,9 +34,7 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their state
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
-    return_policy: Literal[
-        "own", "random"
-    ]  # who plays on, once an episode went back: the collector's policy, or nobody
+    return_policy: Literal["own", "random"]  # who plays on from there: the collector's policy, or random actions
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
