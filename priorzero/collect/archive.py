@@ -48,7 +48,7 @@ class _Best:
     score: float
     states: tuple[int, ...]  # one more than actions
     paid: tuple[bool, ...]
-    is_all: bool  # the game has no more points than these
+    solves: bool  # the game: it has no more points than these
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Archive:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool, is_all: bool = False) -> None:
+    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool, solves: bool = False) -> None:
         """An episode came to a state on its own.
 
         Args:
@@ -85,7 +85,7 @@ class Archive:
             trail: how the episode came there; kept if it is better than what is known.
             score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
-            is_all: whether the game has no more points than ``score``.
+            solves: whether the game has no more points than ``score``.
         """
         cells = self._cells.setdefault(game, {})
         cell = cells.get(trail.states[-1])
@@ -95,25 +95,25 @@ class Archive:
             shorter = tuple(trail.actions[t] for t in _without(detours, len(trail.actions))) if detours else None
             cell = cells[trail.states[-1]] = _Cell(way, score, place, shorter, visits)
         cell.visits += first
-        self._compare(game, trail, score, is_all)
+        self._compare(game, trail, score, solves)
 
-    def finish(self, game: str, trail: Trail, score: float, *, is_all: bool = False) -> None:
+    def finish(self, game: str, trail: Trail, score: float, *, solves: bool = False) -> None:
         """An episode is over: nothing can be explored behind it, but it may have been the best one."""
-        self._compare(game, trail, score, is_all)
+        self._compare(game, trail, score, solves)
 
-    def _compare(self, game: str, trail: Trail, score: float, is_all: bool) -> None:
+    def _compare(self, game: str, trail: Trail, score: float, solves: bool) -> None:
         best, n = self._best.get(game), trail.scored
         if n and (best is None or _better(score, n, best)):
             way = Way(trail.seed, tuple(trail.actions[:n]))
-            self._best[game] = _Best(way, score, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]), is_all)
+            self._best[game] = _Best(way, score, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]), solves)
 
     def best(self, game: str) -> Way | None:
         """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
         return self._best[game].way if game in self._best else None
 
-    def knows_all(self, game: str) -> bool:
+    def solved(self, game: str) -> bool:
         """Whether the best way makes every point that the game has."""
-        return game in self._best and self._best[game].is_all
+        return game in self._best and self._best[game].solves
 
     @property
     def highest_score(self) -> float | None:
@@ -159,14 +159,16 @@ class Archive:
             return None
         t = int(rng.choice(steps))
         there = others[cells[best.states[t]].place]
-        rarity = np.array([max(cell.visits, 1) for cell in there]) ** -0.5
+        rarity = _rarity(there)
         cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
         cell.visits += 1
         return Way(cell.way.seed, cell.way.actions + best.way.actions[t:], tried=False)
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
-        """A way to go, which counts as a visit; None where the game was never played. The first time that a way with
-        detours is drawn, it is given without them: an episode has so many steps, and that one may lead there too.
+        """A way to go, which counts as a visit; None where the game was never played.
+
+        The first time that a way with detours is drawn, it is given without them (not ``tried``): an episode has so
+        many steps, and that one may lead there too.
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
         of its places', where a place counts for the square root of its states: a room where many things can be dropped
@@ -182,7 +184,7 @@ class Archive:
         pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
         root = states**0.5  # of the states of each place with a score
         places = np.bincount(pairs % len(scores), root)  # of each score
-        rarity = np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
+        rarity = _rarity(cells)
         weight = rarity / root[pair] / places[level] / (1 + level)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
@@ -207,7 +209,7 @@ class Archive:
             "scores": torch.tensor([cell.score for *_, cell in rows], dtype=torch.float64),
             "actions": torch.tensor(actions, dtype=torch.int32),
             "best": {
-                game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid), b.is_all]
+                game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid), b.solves]
                 for game, b in self._best.items()
             },
         }
@@ -222,9 +224,14 @@ class Archive:
             cell = _Cell(Way(seed, long), score, texts[place], short if lengths[1] >= 0 else None, visits)
             self._cells.setdefault(texts[game], {})[number] = cell
         self._best = {
-            game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid), is_all)
-            for game, (seed, way, score, states, paid, is_all) in state["best"].items()
+            game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid), solves)
+            for game, (seed, way, score, states, paid, solves) in state["best"].items()
         }
+
+
+def _rarity(cells: Sequence[_Cell]) -> np.ndarray:
+    """1 / sqrt(visits) of each [n]."""
+    return np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
 
 
 def _detours(states: Sequence[int], paid: Sequence[bool]) -> dict[int, int]:

@@ -87,7 +87,7 @@ class Episode:
         """
         valid = self.step.valid_actions
         if self.plan is not None and self.plan.kind == "trial":
-            self.plan = self.plan.left_out(len(self.turns), valid)
+            self.plan = self.plan.without_invalid(len(self.turns), valid)
         action = self._planned
         if self.plan is None or action is None:
             return None

@@ -67,8 +67,8 @@ class Plan:
     actions: tuple[str, ...]
     kind: Kind
 
-    def left_out(self, steps: int, valid: Sequence[str]) -> Plan:
-        """Without the actions behind the first ``steps`` of them that come before the next valid one."""
+    def without_invalid(self, steps: int, valid: Sequence[str]) -> Plan:
+        """The plan, where the first ``steps`` actions were played, without those before the next one in ``valid``."""
         later = range(steps, len(self.actions))
         start = next((n for n in later if self.actions[n] in valid), len(self.actions))
         return self if start <= steps else replace(self, actions=self.actions[:steps] + self.actions[start:])
@@ -99,7 +99,7 @@ class Novelty:
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
         share, imitate, archive = rng.random(), self.config.imitate_share, self.archive
-        if imitate and archive.knows_all(game):
+        if imitate and archive.solved(game):
             imitate = 1.0  # nothing is left to find
         kind: Kind = "imitate" if share < imitate else "return"
         way: Way | None = None
@@ -141,13 +141,13 @@ class Novelty:
         """
         first = self.mark(step, trail, action)
         if self.config.return_share:
-            is_all = 0 < step.max_score <= step.score
+            solves = 0 < step.max_score <= step.score
             if step.done:
-                self.archive.finish(step.game, trail, step.score, is_all=is_all)
+                self.archive.finish(step.game, trail, step.score, solves=solves)
             else:
                 name = step.observation.look.partition("\n")[0]
                 place = f"{name} {step.room}"
-                self.archive.enter(step.game, place, trail, step.score, first=first, is_all=is_all)
+                self.archive.enter(step.game, place, trail, step.score, first=first, solves=solves)
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]

@@ -193,9 +193,7 @@ class JerichoEnv(TextGame):
         within = below(objects, objects[self._game.player_obj_num].parent)
         # by name: one of many alike is as good as another
         pairs = sorted((objects[objects[number].parent].name, objects[number].name) for number in within)
-        return "; ".join(
-            f"{holder}: {name}" for holder, name in pairs
-        )  # by name: one of many alike is as good as another
+        return "; ".join(f"{holder}: {name}" for holder, name in pairs)
 
     def _walkthrough(self) -> list[str] | None:
         return self._game.get_walkthrough()

@@ -107,7 +107,7 @@ class Surroundings:
         objects = game.get_world_objects()
         player = game.player_obj_num
         self.room: int = objects[player].parent
-        inside = below(objects, player, set())
+        inside = below(objects, player)
         near = sorted(below(objects, self.room, {player}) | inside)
         words = {number: _words([objects[number].name]) for number in near}
         self.names = [objects[number].name for number in near]

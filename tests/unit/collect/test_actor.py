@@ -241,7 +241,8 @@ def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     search = replace(make_player().search_config, reuse=policy == "reuse")
     make_player = partial(make_player, search=search)
     policy = "wm" if policy == "reuse" else policy
-    novelty = replace(NEW, try_share=0.3, return_share=0.5)
+    wanders = "random" if policy == "wm_prior" else "own"
+    novelty = replace(NEW, try_share=0.3, return_share=0.5, return_policy=wanders, imitate_share=0.4, cross_share=0.3)
     player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=novelty)
     actor = Actor(envs, GAMES, player, config)
     for _ in range(ticks):
