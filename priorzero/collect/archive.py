@@ -7,13 +7,16 @@ to every state is kept, and some episodes begin by walking one of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+_T = TypeVar("_T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,10 @@ class Way:
     actions: tuple[str, ...]
     tried: bool = True  # whether somebody went it, and it led there
 
+    def then(self, actions: tuple[str, ...]) -> Way:
+        """On from there by these actions, which nobody tried."""
+        return Way(self.seed, self.actions + actions, tried=False)
+
 
 @dataclass(slots=True)
 class Trail:
@@ -31,38 +38,67 @@ class Trail:
 
     seed: int
     states: list[int] = field(default_factory=list)  # numbers that stand for them, the present one last
-    actions: list[str] = field(default_factory=list)
-    paid: list[bool] = field(default_factory=list)  # whether the action made a point
+    places: list[str] = field(default_factory=list)  # where they are; a place has many states
+    scores: list[float] = field(default_factory=list)  # in them
+    actions: list[str] = field(default_factory=list)  # one less
+
+    @property
+    def paid(self) -> list[bool]:
+        """Whether each action made a point."""
+        return _paid(self.scores)
 
     @property
     def scored(self) -> int:
         """Actions until the last point was made."""
-        return next((n for n in range(len(self.paid), 0, -1) if self.paid[n - 1]), 0)
+        paid = self.paid
+        return next((n for n in range(len(paid), 0, -1) if paid[n - 1]), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A way that was gone, with what it came by. All but ``actions`` have one more."""
+
+    seed: int
+    actions: tuple[str, ...]
+    states: tuple[int, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def way(self) -> Way:
+        return Way(self.seed, self.actions)
+
+    def better(self, than: _Walk) -> bool:
+        """More points, or as many by fewer actions."""
+        return (self.scores[-1], -len(self.actions)) > (than.scores[-1], -len(than.actions))
+
+    def only(self, steps: Sequence[int]) -> _Walk:
+        """These steps alone, as if they led to the same states."""
+        return _Walk(
+            self.seed,
+            tuple(self.actions[t] for t in steps),
+            (*(self.states[t] for t in steps), self.states[-1]),
+            (*(self.scores[t] for t in steps), self.scores[-1]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Best:
     """The way to a game's highest score, up to its last point."""
 
-    way: Way
-    score: float
-    states: tuple[int, ...]  # one more than actions
-    paid: tuple[bool, ...]
+    walk: _Walk
     solves: bool  # the game: it has no more points than these
 
 
 @dataclass(slots=True)
 class _Cell:
-    way: Way
-    score: float  # in the state
+    walk: _Walk
     place: str
-    shorter: tuple[str, ...] | None  # the way without its detours, until it was tried
+    attempted: int  # actions of the shortest way that was tried
     visits: int = 0  # episodes that came by, or were sent there
 
-
-def _better(score: float, actions: int, than: _Best | _Cell) -> bool:
-    """More points, or as many by fewer actions."""
-    return (score, -actions) > (than.score, -len(than.way.actions))
+    @property
+    def score(self) -> float:
+        return self.walk.scores[-1]
 
 
 class Archive:
@@ -71,45 +107,46 @@ class Archive:
     def __init__(self) -> None:
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
         self._best: dict[str, _Best] = {}  # by game
+        self._exits: dict[str, dict[str, dict[str, str]]] = {}  # by game and place: next places, and how to go
 
     def __len__(self) -> int:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, place: str, trail: Trail, score: float, *, first: bool, solves: bool = False) -> None:
+    def enter(self, game: str, trail: Trail, *, first: bool, solves: bool = False) -> None:
         """An episode came to a state on its own.
 
         Args:
             game: its name.
-            place: where the state is; a place has many states.
             trail: how the episode came there; kept if it is better than what is known.
-            score: in the state.
             first: whether the episode had not been there before; else the visit does not count.
-            solves: whether the game has no more points than ``score``.
+            solves: whether the game has no more points than were made.
         """
-        cells = self._cells.setdefault(game, {})
-        cell = cells.get(trail.states[-1])
-        if cell is None or _better(score, len(trail.actions), cell):
-            way, visits = Way(trail.seed, tuple(trail.actions)), 0 if cell is None else cell.visits
-            detours = _detours(trail.states, trail.paid)
-            shorter = tuple(trail.actions[t] for t in _without(detours, len(trail.actions))) if detours else None
-            cell = cells[trail.states[-1]] = _Cell(way, score, place, shorter, visits)
+        cells, state, walk = self._cells.setdefault(game, {}), trail.states[-1], _walk(trail, len(trail.actions))
+        cell = cells.get(state)
+        if cell is None or walk.better(cell.walk):
+            visits = 0 if cell is None else cell.visits
+            cell = cells[state] = _Cell(walk, trail.places[-1], len(walk.actions), visits)
         cell.visits += first
-        self._compare(game, trail, score, solves)
+        if trail.actions and trail.places[-1] != trail.places[-2]:
+            exits = self._exits.setdefault(game, {}).setdefault(trail.places[-2], {})
+            exits[trail.places[-1]] = trail.actions[-1]
+        self._compare(game, trail, solves)
 
-    def finish(self, game: str, trail: Trail, score: float, *, solves: bool = False) -> None:
+    def finish(self, game: str, trail: Trail, *, solves: bool = False) -> None:
         """An episode is over: nothing can be explored behind it, but it may have been the best one."""
-        self._compare(game, trail, score, solves)
+        self._compare(game, trail, solves)
 
-    def _compare(self, game: str, trail: Trail, score: float, solves: bool) -> None:
+    def _compare(self, game: str, trail: Trail, solves: bool) -> None:
         best, n = self._best.get(game), trail.scored
-        if n and (best is None or _better(score, n, best)):
-            way = Way(trail.seed, tuple(trail.actions[:n]))
-            self._best[game] = _Best(way, score, tuple(trail.states[: n + 1]), tuple(trail.paid[:n]), solves)
+        if n:
+            walk = _walk(trail, n)
+            if best is None or walk.better(best.walk):
+                self._best[game] = _Best(walk, solves)
 
     def best(self, game: str) -> Way | None:
         """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
-        return self._best[game].way if game in self._best else None
+        return self._best[game].walk.way if game in self._best else None
 
     def solved(self, game: str) -> bool:
         """Whether the best way makes every point that the game has."""
@@ -118,26 +155,42 @@ class Archive:
     @property
     def highest_score(self) -> float | None:
         """Of any game; None where none made a point."""
-        return max((best.score for best in self._best.values()), default=None)
+        return max((best.walk.scores[-1] for best in self._best.values()), default=None)
 
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
         """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
 
         Half of the time detours are left out, if there are any: one that is drawn, and a share of the others, from none
-        to all. A detour leads back to the same state without a point, as late as can be. Else a few actions in a row
-        that made no point: they may have changed something, and not what mattered.
+        to all. A detour leads back to the same state without a point, as late as can be; or one of the way's states is
+        drawn to which a shorter way is known. Else a few actions in a row that made no point: they may have changed
+        something, and not what mattered.
         """
-        best = self._best.get(game)
-        if best is None or all(best.paid):
+        if game not in self._best:
             return None
-        detours = _detours(best.states, best.paid)
-        if detours and rng.random() < 0.5:
-            kept = _without_some(detours, len(best.paid), rng)
+        walk = self._best[game].walk
+        paid = _paid(walk.scores)
+        if all(paid):
+            return None
+        detours, joins = _detours(walk.states, paid), self._joins(game, walk)
+        if (detours or joins) and rng.random() < 0.5:
+            if joins and (not detours or rng.random() < 0.5):
+                return self._joined(game, walk, int(rng.choice(joins)))
+            kept = _without_some(detours, len(paid), rng)
         else:
-            start = int(rng.choice([t for t, paid in enumerate(best.paid) if not paid]))
-            end = min(start + int(rng.geometric(0.5)), best.paid.index(True, start))
-            kept = [*range(start), *range(end, len(best.paid))]
-        return Way(best.way.seed, tuple(best.way.actions[t] for t in kept), tried=False)
+            start = int(rng.choice([t for t, made_a_point in enumerate(paid) if not made_a_point]))
+            end = min(start + int(rng.geometric(0.5)), paid.index(True, start))
+            kept = [*range(start), *range(end, len(paid))]
+        return Way(walk.seed, walk.only(kept).actions, tried=False)
+
+    def _joins(self, game: str, walk: _Walk) -> list[int]:
+        """After how many actions the walk is in a state to which a shorter way is known, with as many points."""
+        cells = self._cells.get(game, {})
+        known = ((t, cells.get(state)) for t, state in enumerate(walk.states))
+        return [t for t, cell in known if cell and len(cell.walk.actions) < t and cell.score >= walk.scores[t]]
+
+    def _joined(self, game: str, walk: _Walk, t: int) -> Way:
+        """The walk, from its ``t``-th state on, behind the best way to that state."""
+        return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
         """To a place on the best way, but to another of its states, and on from there as the best way goes.
@@ -146,9 +199,9 @@ class Archive:
         place on the best way has another state. One of the way's steps is drawn, then one of the states of its place,
         proportional to 1 / sqrt(visits), which counts as a visit.
         """
-        best, cells = self._best.get(game), self._cells.get(game, {})
-        if best is None:
+        if game not in self._best:
             return None
+        best, cells = self._best[game].walk, self._cells.get(game, {})
         others: dict[str, list[_Cell]] = {}  # by place
         on_the_way = set(best.states[:-1])
         for state, cell in cells.items():
@@ -162,13 +215,41 @@ class Archive:
         rarity = _rarity(there)
         cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
         cell.visits += 1
-        return Way(cell.way.seed, cell.way.actions + best.way.actions[t:], tried=False)
+        return self._way_to(game, cell).then(best.actions[t:])
+
+    def carried(self, game: str, rng: np.random.Generator) -> Way | None:
+        """To a state that is drawn, and on from there to any other place, by the shortest way on the map.
+
+        So every place is met with other things in hand. The map has the places that some action led from one to the
+        other, which may be shut now. None where the state's place is the end of the known world.
+        """
+        cell = self._drawn(game, rng)
+        if cell is None:
+            return None
+        paths = self._paths(game, cell.place)
+        if not paths:
+            return None
+        return self._way_to(game, cell).then(paths[int(rng.integers(len(paths)))])
+
+    def _paths(self, game: str, start: str) -> list[tuple[str, ...]]:
+        """The shortest way from a place to every other one."""
+        exits = self._exits.get(game, {})
+        paths: dict[str, tuple[str, ...]] = {start: ()}
+        waiting = deque([start])
+        while waiting:
+            place = waiting.popleft()
+            for other, action in exits.get(place, {}).items():
+                if other not in paths:
+                    paths[other] = (*paths[place], action)
+                    waiting.append(other)
+        return list(paths.values())[1:]
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.
 
-        The first time that a way with detours is drawn, it is given without them (not ``tried``): an episode has so
-        many steps, and that one may lead there too.
+        A way with detours is given without them (not ``tried``), once: an episode has so many steps, and that one may
+        lead there too. It is a detour where the way comes back to the same state without a point, and where a shorter
+        way to one of its states became known.
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
         of its places', where a place counts for the square root of its states: a room where many things can be dropped
@@ -176,6 +257,21 @@ class Archive:
         proportional to its weight / n: most episodes begin where the points are, unless all is known there. Then one of
         its places and one of that place's states, in the same proportions.
         """
+        cell = self._drawn(game, rng)
+        return None if cell is None else self._way_to(game, cell)
+
+    def _way_to(self, game: str, cell: _Cell) -> Way:
+        walk = cell.walk.only(_without(_detours(cell.walk.states, _paid(cell.walk.scores)), len(cell.walk.actions)))
+        cells, way = self._cells[game], walk.way
+        joins = self._joins(game, walk)
+        if joins:  # the latest of the best: what comes before was gone
+            way = self._joined(game, walk, min(joins, key=lambda t: (len(cells[walk.states[t]].walk.actions) - t, -t)))
+        if len(way.actions) >= cell.attempted:
+            return cell.walk.way
+        cell.attempted = len(way.actions)
+        return Way(way.seed, way.actions, tried=False)
+
+    def _drawn(self, game: str, rng: np.random.Generator) -> _Cell | None:
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
@@ -188,45 +284,72 @@ class Archive:
         weight = rarity / root[pair] / places[level] / (1 + level)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
-        if cell.shorter is None:
-            return cell.way
-        shorter, cell.shorter = cell.shorter, None
-        return Way(cell.way.seed, shorter, tried=False)
+        return cell
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors and one list of texts."""
-        rows = [(game, state, cell) for game, cells in self._cells.items() for state, cell in cells.items()]
-        texts = chain.from_iterable((game, cell.place, *cell.way.actions) for game, _, cell in rows)
-        number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-        actions = [number[action] for *_, cell in rows for action in (*cell.way.actions, *(cell.shorter or ()))]
-        lengths = [(len(c.way.actions), -1 if c.shorter is None else len(c.shorter)) for *_, c in rows]
+        """Everything, as tensors and lists of texts and numbers."""
+        rows = [(game, cell) for game, cells in self._cells.items() for cell in cells.values()]
+        walks = [cell.walk for _, cell in rows] + [best.walk for best in self._best.values()]
+        texts = _numbered(chain.from_iterable((game, cell.place) for game, cell in rows))
+        actions = _numbered(chain.from_iterable(walk.actions for walk in walks))
+        states = _numbered(chain.from_iterable(walk.states for walk in walks))
+        points = _numbered(chain.from_iterable(walk.scores for walk in walks))
         return {
-            "texts": list(number),
+            "texts": list(texts),
+            "actions": list(actions),
+            "states": torch.tensor(list(states), dtype=torch.int64),
+            "points": torch.tensor(list(points), dtype=torch.float64),
             "cells": torch.tensor(
-                [(number[g], number[c.place], state, c.visits, c.way.seed) for g, state, c in rows], dtype=torch.int64
-            ).reshape(-1, 5),
-            "lengths": torch.tensor(lengths, dtype=torch.int32).reshape(-1, 2),
-            "scores": torch.tensor([cell.score for *_, cell in rows], dtype=torch.float64),
-            "actions": torch.tensor(actions, dtype=torch.int32),
-            "best": {
-                game: [b.way.seed, list(b.way.actions), b.score, list(b.states), list(b.paid), b.solves]
-                for game, b in self._best.items()
-            },
+                [(texts[game], texts[cell.place], cell.attempted, cell.visits) for game, cell in rows],
+                dtype=torch.int64,
+            ).reshape(-1, 4),
+            "seeds": torch.tensor([walk.seed for walk in walks], dtype=torch.int64),
+            "lengths": torch.tensor([len(walk.actions) for walk in walks], dtype=torch.int64),
+            "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
+            "passed": torch.tensor([states[s] for walk in walks for s in walk.states], dtype=torch.int32),
+            "scores": torch.tensor([points[p] for walk in walks for p in walk.scores], dtype=torch.int32),
+            "best": {game: best.solves for game, best in self._best.items()},
+            "exits": {game: {a: dict(b) for a, b in exits.items()} for game, exits in self._exits.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What ``state_dict`` gave."""
+        texts, actions = state["texts"], state["actions"]
+        states, points = state["states"].tolist(), state["points"].tolist()
+        taken, passed, scores = (iter(state[name].tolist()) for name in ("taken", "passed", "scores"))
+        walks = [
+            _Walk(
+                seed,
+                tuple(actions[next(taken)] for _ in range(length)),
+                tuple(states[next(passed)] for _ in range(length + 1)),
+                tuple(points[next(scores)] for _ in range(length + 1)),
+            )
+            for seed, length in zip(state["seeds"].tolist(), state["lengths"].tolist(), strict=True)
+        ]
         self._cells = {}
-        texts, actions = state["texts"], iter(state["actions"].tolist())
-        rows = (state[name].tolist() for name in ("cells", "scores", "lengths"))
-        for (game, place, number, visits, seed), score, lengths in zip(*rows, strict=True):
-            long, short = (tuple(texts[next(actions)] for _ in range(length)) for length in lengths)
-            cell = _Cell(Way(seed, long), score, texts[place], short if lengths[1] >= 0 else None, visits)
-            self._cells.setdefault(texts[game], {})[number] = cell
-        self._best = {
-            game: _Best(Way(seed, tuple(way)), score, tuple(states), tuple(paid), solves)
-            for game, (seed, way, score, states, paid, solves) in state["best"].items()
-        }
+        rows = state["cells"].tolist()
+        for (game, place, attempted, visits), walk in zip(rows, walks, strict=False):
+            cells = self._cells.setdefault(texts[game], {})
+            cells[walk.states[-1]] = _Cell(walk, texts[place], attempted, visits)
+        last = zip(state["best"].items(), walks[len(rows) :], strict=True)
+        self._best = {game: _Best(walk, solves) for (game, solves), walk in last}
+        self._exits = {game: {a: dict(b) for a, b in exits.items()} for game, exits in state["exits"].items()}
+
+
+def _walk(trail: Trail, steps: int) -> _Walk:
+    """The first steps of an episode."""
+    states, scores = trail.states[: steps + 1], trail.scores[: steps + 1]
+    return _Walk(trail.seed, tuple(trail.actions[:steps]), tuple(states), tuple(scores))
+
+
+def _paid(scores: Sequence[float]) -> list[bool]:
+    """Whether each action made a point; one less than scores."""
+    return [after > before for before, after in pairwise(scores)]
+
+
+def _numbered(things: Iterable[_T]) -> dict[_T, int]:
+    """A number for each different one, from 0 on, in order."""
+    return {thing: n for n, thing in enumerate(dict.fromkeys(things))}
 
 
 def _rarity(cells: Sequence[_Cell]) -> np.ndarray:

@@ -38,18 +38,20 @@ class NoveltyConfig:
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
+    carry_share: float  # of these, go to a state, and on from there to any other place
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
         parts = (*Observation._fields, *TOLD)
-        ways = (self.imitate_share, self.cross_share, self.imitate_share + self.cross_share)
+        ways = (self.imitate_share, self.cross_share, self.carry_share)
+        ways = (*ways, round(sum(ways), 9))
         shares = (self.try_share, self.return_share, self.return_try_share, *ways)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
         fits = fits and self.return_policy in ("own", "random")
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
-                "return_try_share, imitate_share, cross_share and the sum of the last two lie between 0 and 1, "
+                "return_try_share, imitate_share, cross_share, carry_share and their sum lie between 0 and 1, "
                 f"return_policy is own or random, and `of` names one or more of {', '.join(parts)}"
             )
 
@@ -60,7 +62,8 @@ class Plan:
 
     ``return``: to a state, to go on from there. ``imitate``: the best way that is known, a policy target (imitation
     after exploration: Madotto et al. 2020, arXiv 2001.08868). ``trial``: a way that nobody went yet, see
-    `Archive.shortened` and `Archive.crossed`: what comes of it is new, and actions that are not valid are left out.
+    `Archive.shortened`, `Archive.crossed` and `Archive.carried`: what comes of it is new, and actions that are not
+    valid are left out.
     """
 
     seed: int
@@ -108,6 +111,8 @@ class Novelty:
             way = way or archive.best(game)
         elif share < imitate + self.config.cross_share:
             way = archive.crossed(game, rng)
+        elif share < imitate + self.config.cross_share + self.config.carry_share:
+            way = archive.carried(game, rng)
         if kind == "return" and way is None:
             way = archive.draw(game, rng)
         return None if way is None else Plan(way.seed, way.actions, kind if way.tried else "trial")
@@ -143,11 +148,9 @@ class Novelty:
         if self.config.return_share:
             solves = 0 < step.max_score <= step.score
             if step.done:
-                self.archive.finish(step.game, trail, step.score, solves=solves)
+                self.archive.finish(step.game, trail, solves=solves)
             else:
-                name = step.observation.look.partition("\n")[0]
-                place = f"{name} {step.room}"
-                self.archive.enter(step.game, place, trail, step.score, first=first, solves=solves)
+                self.archive.enter(step.game, trail, first=first, solves=solves)
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]
@@ -167,9 +170,11 @@ class Novelty:
         state = _number(self._shown(step))
         first = state not in trail.states
         trail.states.append(state)
+        trail.scores.append(step.score)
+        name = step.observation.look.partition("\n")[0]
+        trail.places.append(f"{name} {step.room}")
         if action is not None:
             trail.actions.append(action)
-            trail.paid.append(step.reward > 0)
         return first
 
     def _shown(self, step: Step) -> str:

@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 from priorzero.collect.archive import Archive, Trail, Way
 
 
-def trail(actions: str, states: list[int], paid: tuple[int, ...] = (), seed: int = 0) -> Trail:
+def trail(
+    actions: str,
+    states: list[int],
+    paid: tuple[int, ...] = (),
+    score: float = 0.0,
+    *,
+    seed: int = 0,
+    place: str = "room",
+) -> Trail:
     """An episode of one-letter actions; ``paid`` are the numbers, from 1, of those that made a point."""
-    return Trail(seed, states, list(actions), [n + 1 in paid for n in range(len(actions))])
+    scores = [score - sum(number > n for number in paid) for n in range(len(states))]
+    return Trail(seed, states, [f"behind {place}"] * (len(states) - 1) + [place], scores, list(actions))
 
 
 def enter(
@@ -25,7 +34,7 @@ def enter(
     first: bool = True,
 ):
     states = [*range(100, 100 + len(actions)), state]
-    archive.enter(game, place, trail(actions, states, seed=len(actions)), score, first=first)
+    archive.enter(game, trail(actions, states, score=score, seed=len(actions), place=place), first=first)
 
 
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
@@ -115,17 +124,17 @@ def test_states_that_many_have_seen_are_drawn_less_often():
 
 def test_the_best_way_ends_with_its_last_point():
     archive = Archive()
-    archive.enter("g", "room", trail("ab", [1, 2, 3]), 0.0, first=True)
+    archive.enter("g", trail("ab", [1, 2, 3]), first=True)
     assert archive.best("g") is None
     assert archive.highest_score is None
-    archive.enter("g", "room", trail("abc", [1, 2, 3, 4], paid=(2,)), 5.0, first=True)
+    archive.enter("g", trail("abc", [1, 2, 3, 4], paid=(2,), score=5.0), first=True)
     assert archive.best("g") == Way(0, ("a", "b"))
     assert archive.highest_score == 5.0
-    archive.enter("g", "room", trail("a", [1, 3], paid=(1,)), 5.0, first=True)
+    archive.enter("g", trail("a", [1, 3], paid=(1,), score=5.0), first=True)
     assert archive.best("g") == Way(0, ("a",))  # as many, sooner
-    archive.enter("g", "room", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3)), 6.0, first=True)
+    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3), score=6.0), first=True)
     assert archive.best("g") == Way(0, ("a", "b", "c"))
-    archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), seed=1), 9.0)
+    archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), score=9.0, seed=1))
     assert archive.best("g") == Way(1, ("a", "b", "c", "d"))
     assert 7 not in archive._cells["g"]  # an end is nowhere to go back to
 
@@ -140,7 +149,7 @@ def test_detours_are_left_out():
     archive = Archive()
     #        a  b  c  d  e  f  g  h  i
     states = [1, 2, 3, 2, 4, 2, 5, 6, 6, 7]
-    archive.enter("g", "room", trail("abcdefghi", states, paid=(6, 9)), 8.0, first=True)
+    archive.enter("g", trail("abcdefghi", states, paid=(6, 9), score=8.0), first=True)
     found = shortened(archive)
     # from the first 2 (b c d e), or from the second 2 (d e), and from 6 (h), in any way but none: half of the time
     detours = {"afghi", "abcfghi", "abcdefgi", "afgi", "abcfgi"}
@@ -151,7 +160,7 @@ def test_detours_are_left_out():
 
 def test_a_few_actions_are_left_out_where_there_is_no_detour():
     archive = Archive()
-    archive.enter("g", "room", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(2, 5)), 8.0, first=True)
+    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(2, 5), score=8.0), first=True)
     found = shortened(archive)
     assert found.keys() == {"bcde", "abde", "abce", "abe"}
     # the start is a, c or d; c alone half of the time, for what is left out has one action with 1/2, two with 1/4, ...
@@ -162,7 +171,7 @@ def test_a_few_actions_are_left_out_where_there_is_no_detour():
 
 def test_what_made_points_is_not_left_out():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", "room", trail("ab", [1, 2, 1], paid=(1, 2)), 2.0, first=True)
+    archive.enter("g", trail("ab", [1, 2, 1], paid=(1, 2), score=2.0), first=True)
     assert archive.shortened("g", rng) is None
 
 
@@ -170,9 +179,9 @@ def test_ways_are_crossed_where_a_place_is_met_in_another_state():
     archive, rng = Archive(), np.random.default_rng(0)
     assert archive.crossed("g", rng) is None
     for n, place in enumerate(("hall", "attic"), 1):
-        archive.enter("g", place, trail("ab"[:n], [0, 1, 2][: n + 1]), 0.0, first=True)
+        archive.enter("g", trail("ab"[:n], [0, 1, 2][: n + 1], place=place), first=True)
     assert archive.crossed("g", rng) is None  # no point was made yet
-    archive.enter("g", "roof", trail("abc", [0, 1, 2, 3], paid=(3,)), 5.0, first=True)
+    archive.enter("g", trail("abc", [0, 1, 2, 3], paid=(3,), score=5.0, place="roof"), first=True)
     assert archive.crossed("g", rng) is None  # no place was met in another state
     enter(archive, 7, "xy", place="hall")
     enter(archive, 8, "z", place="cellar")  # not on the way
@@ -191,19 +200,70 @@ def test_ways_are_crossed_where_a_place_is_met_in_another_state():
 def test_a_way_is_tried_without_its_detours_when_it_is_drawn_first():
     """Here 2 c d e 2; the one without a step made a point, and stays."""
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", "room", trail("abcdefg", [1, 1, 2, 3, 4, 2, 5, 6], paid=(1,)), 8.0, first=True)
+    archive.enter("g", trail("abcdefg", [1, 1, 2, 3, 4, 2, 5, 6], paid=(1,), score=8.0), first=True)
     assert archive.draw("g", rng) == Way(0, tuple("abfg"), tried=False)
     assert archive.draw("g", rng) == archive.draw("g", rng) == Way(0, tuple("abcdefg"))
-    archive.enter("g", "room", trail("abfg", [1, 1, 2, 5, 6], paid=(1,)), 8.0, first=True)  # it led there
+    archive.enter("g", trail("abfg", [1, 1, 2, 5, 6], paid=(1,), score=8.0), first=True)  # it led there
     assert archive.draw("g", rng) == Way(0, tuple("abfg"))
-    archive.enter("g", "room", trail("fbg", [1, 2, 1, 6]), 9.0, first=True)  # a better way with a detour
+    archive.enter("g", trail("fbg", [1, 2, 1, 6], score=9.0), first=True)  # a better way with a detour
     assert archive.draw("g", rng) == Way(0, ("g",), tried=False)
+
+
+def test_a_way_joins_a_shorter_one_to_a_state_that_it_came_by():
+    archive, rng = Archive(), np.random.default_rng(0)
+    archive.enter("g", trail("abcd", [0, 1, 2, 3, 4]), first=True)
+    assert archive.draw("g", rng) == Way(0, tuple("abcd"))
+    archive.enter("g", trail("xy", [0, 5, 3], seed=7), first=True)
+    found = {archive.draw("g", rng) for _ in range(20)}
+    assert found == {Way(7, tuple("xyd"), tried=False), Way(0, tuple("abcd")), Way(7, tuple("xy"))}
+    assert {archive.draw("g", rng) for _ in range(20)} == {Way(0, tuple("abcd")), Way(7, tuple("xy"))}  # was tried
+    archive.enter("g", trail("zd", [0, 3, 4], seed=8), first=True)  # still shorter
+    assert Way(8, tuple("zd")) in {archive.draw("g", rng) for _ in range(20)}
+    archive.enter("g", trail("m", [0, 2]), first=True)
+    assert {archive.draw("g", rng).actions for _ in range(20)} == {("z", "d"), ("x", "y"), ("m",)}  # none gets shorter
+
+
+def test_a_way_joins_none_with_fewer_points():
+    archive, rng = Archive(), np.random.default_rng(0)
+    archive.enter("g", trail("abc", [0, 1, 2, 3], paid=(1,), score=1.0), first=True)
+    archive.enter("g", trail("x", [0, 2]), first=True)
+    assert {archive.draw("g", rng).actions for _ in range(20)} == {("a", "b", "c"), ("x",)}
+    assert {archive.shortened("g", rng) for _ in range(20)} == {None}
+
+
+def test_the_best_way_is_tried_behind_shorter_ones():
+    archive = Archive()
+    archive.enter("g", trail("abcd", [0, 1, 2, 3, 4], paid=(4,), score=5.0), first=True)
+    archive.enter("g", trail("x", [0, 3], score=4.0), first=True)
+    found = shortened(archive)
+    assert abs(found["xd"] / 400 - 0.5) < 0.08
+    assert sum(set(way) <= set("abcd") for way in found.elements()) == 400 - found["xd"]  # else as ever
+
+
+def test_things_are_carried_to_every_place_on_the_map():
+    archive, rng = Archive(), np.random.default_rng(0)
+    assert archive.carried("g", rng) is None
+    seen = Trail(3, [0], ["hall"], [0.0], [])
+    for state, place, action in ((1, "hall", "take key"), (2, "attic", "up"), (3, "hall", "down"), (4, "yard", "out")):
+        seen.states.append(state)
+        seen.places.append(place)
+        seen.scores.append(0.0)
+        seen.actions.append(action)
+        archive.enter("g", seen, first=True)
+    found = Counter(archive.carried("g", rng) for _ in range(400))
+    assert found.pop(None) > 0  # from the yard no way back is known
+    assert {way.seed for way in found} == {3}
+    assert not any(way.tried for way in found)
+    key = ("take key",)
+    from_hall = {(*key, "up"), (*key, "out"), (*key, "up", "down", "up"), (*key, "up", "down", "out")}
+    from_attic = {(*key, "up", "down"), (*key, "up", "down", "out")}
+    assert {way.actions for way in found} == from_hall | from_attic
 
 
 trails = st.lists(
     st.tuples(
         st.sampled_from("ab"),
-        st.lists(st.tuples(st.sampled_from("nsew"), st.integers(-(2**63), 2**63 - 1), st.booleans()), max_size=6),
+        st.lists(st.tuples(st.sampled_from("nsew"), st.integers(-9, 9) | st.just(-(2**63)), st.booleans()), max_size=6),
         st.integers(-9, 9),
     )
 )
@@ -214,8 +274,10 @@ trails = st.lists(
 def test_everything_survives_a_checkpoint(entries):
     archive, other = Archive(), Archive()
     for game, steps, score in entries:
-        way = Trail(3, [0, *(s for _, s, _ in steps)], [a for a, _, _ in steps], [p for _, _, p in steps])
-        archive.enter(game, f"room {len(steps)}", way, float(score), first=True)
+        scores = [score, *(score + sum(p for *_, p in steps[: n + 1]) for n in range(len(steps)))]
+        places = [f"room {state % 3}" for state in (0, *(s for _, s, _ in steps))]
+        way = Trail(3, [0, *(s for _, s, _ in steps)], places, scores, [a for a, _, _ in steps])
+        archive.enter(game, way, first=True)
     file = io.BytesIO()
     torch.save(archive.state_dict(), file)
     file.seek(0)
@@ -227,6 +289,7 @@ def test_everything_survives_a_checkpoint(entries):
             assert archive.draw(game, rngs[0]) == other.draw(game, rngs[1])
             assert archive.shortened(game, rngs[0]) == other.shortened(game, rngs[1])
             assert archive.crossed(game, rngs[0]) == other.crossed(game, rngs[1])
+            assert archive.carried(game, rngs[0]) == other.carried(game, rngs[1])
         assert archive.best(game) == other.best(game)
 
 
@@ -235,7 +298,10 @@ def test_everything_survives_a_checkpoint(entries):
 def test_a_shortened_way_keeps_what_made_points(steps, seed):
     states, paid = [0, *(state for state, _ in steps)], [p for _, p in steps]
     archive = Archive()
-    archive.enter("g", "room", Trail(0, states, [str(n) for n in range(len(steps))], paid), 1.0, first=True)
+    scores = [float(sum(paid[:n])) for n in range(len(states))]
+    archive.enter(
+        "g", Trail(0, states, ["room"] * len(states), scores, [str(n) for n in range(len(steps))]), first=True
+    )
     shorter = archive.shortened("g", np.random.default_rng(seed))
     if shorter is None:
         return

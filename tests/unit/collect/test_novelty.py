@@ -24,6 +24,7 @@ def make(
             return_try_share=0.5,
             imitate_share=0.5,
             cross_share=0.0,
+            carry_share=0.0,
             of=of,
         )
     )
@@ -108,6 +109,7 @@ def test_counts_survive():
         {"weight": -1.0},
         {"try_share": 1.1},
         {"imitate_share": 0.6, "cross_share": 0.5},
+        {"imitate_share": 0.4, "cross_share": 0.4, "carry_share": 0.3},
         {"return_policy": "nobody"},
         {"of": ()},
         {"of": ("smell",)},
@@ -128,6 +130,7 @@ def test_what_cannot_be_is_refused(changes):
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
                     "cross_share": 0.0,
+                    "carry_share": 0.0,
                     "of": ("look",),
                 }
                 | changes
@@ -194,6 +197,18 @@ def test_a_share_of_the_episodes_crosses():
     crossed = [plan for plan in plans if plan.actions == ("dig", "to garden")]
     assert {(plan.kind, plan.seed) for plan in crossed} == {("trial", 5)}
     assert abs(len(crossed) / 400 - 0.5) < 0.08
+
+
+def test_a_share_of_the_episodes_carries():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, imitate_share=0.3, cross_share=0.1, carry_share=0.4)
+    played(novelty, ("hall", 0.0), seed=3)
+    assert {novelty.begin("g", rng).actions for _ in range(40)} == {("to hall",)}  # no other place is known
+    played(novelty, ("hall", 0.0), ("garden", 0.0), ("hall", 0.0), seed=3)
+    plans = [novelty.begin("g", rng) for _ in range(400)]
+    carried = [plan for plan in plans if plan.kind == "trial"]
+    assert {plan.actions for plan in carried} <= {("to hall", "to garden"), ("to hall", "to garden", "to hall")}
+    assert abs(len(carried) / 400 - 0.4) < 0.08
 
 
 def test_a_share_of_the_episodes_goes_back():
