@@ -202,9 +202,9 @@ def test_a_share_of_the_episodes_crosses():
 def test_a_share_of_the_episodes_carries():
     novelty, rng = make(return_share=1.0), np.random.default_rng(0)
     novelty.config = replace(novelty.config, imitate_share=0.3, cross_share=0.1, carry_share=0.4)
-    played(novelty, ("hall", 0.0), seed=3)
-    assert {novelty.begin("g", rng).actions for _ in range(40)} == {("to hall",)}  # no other place is known
-    played(novelty, ("hall", 0.0), ("garden", 0.0), ("hall", 0.0), seed=3)
+    played(novelty, ("hall", 1.0), seed=3)
+    assert {novelty.begin("g", rng).actions for _ in range(40)} == {("to hall",)}  # nothing is known behind it
+    played(novelty, ("hall", 1.0), ("garden", 0.0), ("hall", 0.0), seed=3)
     plans = [novelty.begin("g", rng) for _ in range(400)]
     carried = [plan for plan in plans if plan.kind == "trial"]
     assert {plan.actions for plan in carried} <= {("to hall", "to garden"), ("to hall", "to garden", "to hall")}
