@@ -133,8 +133,10 @@ class Actor:
                 segments.append(self._cut(episode))
             if episode.step.done:
                 self.finished += 1
-                if episode.plan is None:  # else its score says nothing of who plays
+                if episode.plan is None:
                     self.results.append(episode.result("collect"))
+                else:  # its score says nothing of who plays
+                    self.novelty.finish(episode.spec.name, episode.trail, episode.plan)
         for slot, episode in zip(over, self._begin(asked), strict=True):
             self._episodes[slot] = episode
         return segments
@@ -152,7 +154,8 @@ class Actor:
     def _start(self, slot: int, number: int) -> _Start:
         spec = self.games[number % len(self.games)]
         plan = self.novelty.begin(spec.name, self.player.rng)
-        seed = self.config.seed * 1_000_003 + number + 1 if plan is None else plan.seed
+        fresh = self.config.seed * 1_000_003 + number + 1
+        seed = fresh if plan is None or plan.seed is None else plan.seed
         return _Start(slot, spec, seed, number, plan)
 
     def _ask(self, starts: list[_Start]) -> list[_Start]:
@@ -338,8 +341,8 @@ def _past_plan(saved: dict[str, Any]) -> Plan | None:
     """How the episode began."""
     if saved["plan"] is None:
         return None
-    actions, kind = saved["plan"]
-    return Plan(saved["seed"], tuple(actions), kind)
+    actions, kind, imitates = saved["plan"]
+    return Plan(saved["seed"], tuple(actions), kind, tuple(imitates))
 
 
 def _past_intrinsic(saved: dict[str, Any], t: int) -> float:

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+_WAYS = 8  # to a game's points that are compared
 _T = TypeVar("_T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a state was reached, or may be: in a game that starts from ``seed``, by these actions."""
+    """How a state was reached, or may be: in a game that starts from ``seed`` (None: from any), by these actions."""
 
-    seed: int
+    seed: int | None
     actions: tuple[str, ...]
     tried: bool = True  # whether somebody went it, and it led there
 
@@ -81,12 +82,24 @@ class _Walk:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Best:
-    """The way to a game's highest score, up to its last point."""
+    """A way to many points, up to its last one, and what it was worth to those who went it later, from other seeds."""
 
     walk: _Walk
     solves: bool  # the game: it has no more points than these
+    total: float = 0.0  # of the scores of those who went it later
+    tries: int = 0  # how many these were
+
+    @property
+    def worth(self) -> float:
+        """Its mean score, the one it was found with included."""
+        return (self.walk.scores[-1] + self.total) / (1 + self.tries)
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """More points on average first, then fewer actions."""
+        return self.worth, -len(self.walk.actions)
 
 
 @dataclass(slots=True)
@@ -106,7 +119,8 @@ class Archive:
 
     def __init__(self) -> None:
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
-        self._best: dict[str, _Best] = {}  # by game
+        self._best: dict[str, list[_Best]] = {}  # by game: a few ways, at most one of them not tried again yet
+        self._highest: dict[str, float] = {}  # score, by game
         self._exits: dict[str, dict[str, dict[str, str]]] = {}  # by game and place: next places, and how to go
 
     def __len__(self) -> int:
@@ -138,24 +152,52 @@ class Archive:
         self._compare(game, trail, solves)
 
     def _compare(self, game: str, trail: Trail, solves: bool) -> None:
-        best, n = self._best.get(game), trail.scored
-        if n:
-            walk = _walk(trail, n)
-            if best is None or walk.better(best.walk):
-                self._best[game] = _Best(walk, solves)
+        n = trail.scored
+        if not n:
+            return
+        score, best, ways = trail.scores[n], self._leader(game), self._best.setdefault(game, [])
+        self._highest[game] = max(score, self._highest.get(game, score))
+        if best is not None and (score, -n) <= best.rank:
+            return
+        found = _Best(_walk(trail, n), solves)
+        if any(way.walk.actions == found.walk.actions for way in ways):
+            return
+        untried = next((way for way in ways if not way.tries), None)
+        if untried is not None:
+            if found.rank <= untried.rank:
+                return
+            ways.remove(untried)
+        ways.append(found)
+        if len(ways) > _WAYS:
+            ways.remove(min(ways, key=lambda way: way.rank))
+
+    def _leader(self, game: str) -> _Best | None:
+        return max(self._best.get(game, ()), key=lambda way: way.rank, default=None)
+
+    def tested(self, game: str, actions: tuple[str, ...], score: float) -> None:
+        """Somebody went the best way once more, from a seed of its own, and had this score behind it.
+
+        A way that luck has made short is worth less than it seemed: then another one leads.
+        """
+        for way in self._best.get(game, ()):
+            if way.walk.actions == actions:
+                way.total += score
+                way.tries += 1
 
     def best(self, game: str) -> Way | None:
-        """The way to the highest score that any episode had, with the fewest actions; None where none made a point."""
-        return self._best[game].walk.way if game in self._best else None
+        """The way with the highest score on average, and the fewest actions; None where none made a point."""
+        best = self._leader(game)
+        return None if best is None else Way(None, best.walk.actions)
 
     def solved(self, game: str) -> bool:
         """Whether the best way makes every point that the game has."""
-        return game in self._best and self._best[game].solves
+        best = self._leader(game)
+        return best is not None and best.solves
 
     @property
     def highest_score(self) -> float | None:
-        """Of any game; None where none made a point."""
-        return max((best.walk.scores[-1] for best in self._best.values()), default=None)
+        """Of any episode; None where none made a point."""
+        return max(self._highest.values(), default=None)
 
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
         """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
@@ -165,22 +207,20 @@ class Archive:
         drawn to which a shorter way is known. Else a few actions in a row that made no point: they may have changed
         something, and not what mattered.
         """
-        if game not in self._best:
+        best = self._leader(game)
+        if best is None or all(paid := _paid(best.walk.scores)):
             return None
-        walk = self._best[game].walk
-        paid = _paid(walk.scores)
-        if all(paid):
-            return None
+        walk = best.walk
         detours, joins = _detours(walk.states, paid), self._joins(game, walk)
         if (detours or joins) and rng.random() < 0.5:
             if joins and (not detours or rng.random() < 0.5):
-                return self._joined(game, walk, int(rng.choice(joins)))
+                return Way(None, self._joined(game, walk, int(rng.choice(joins))).actions, tried=False)
             kept = _without_some(detours, len(paid), rng)
         else:
             start = int(rng.choice([t for t, made_a_point in enumerate(paid) if not made_a_point]))
             end = min(start + int(rng.geometric(0.5)), paid.index(True, start))
             kept = [*range(start), *range(end, len(paid))]
-        return Way(walk.seed, walk.only(kept).actions, tried=False)
+        return Way(None, walk.only(kept).actions, tried=False)
 
     def _joins(self, game: str, walk: _Walk) -> list[int]:
         """After how many actions the walk is in a state to which a shorter way is known, with as many points."""
@@ -199,9 +239,10 @@ class Archive:
         place on the best way has another state. One of the way's steps is drawn, then one of the states of its place,
         proportional to 1 / sqrt(visits), which counts as a visit.
         """
-        if game not in self._best:
+        leader = self._leader(game)
+        if leader is None:
             return None
-        best, cells = self._best[game].walk, self._cells.get(game, {})
+        best, cells = leader.walk, self._cells.get(game, {})
         others: dict[str, list[_Cell]] = {}  # by place
         on_the_way = set(best.states[:-1])
         for state, cell in cells.items():
@@ -289,7 +330,8 @@ class Archive:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and lists of texts and numbers."""
         rows = [(game, cell) for game, cells in self._cells.items() for cell in cells.values()]
-        walks = [cell.walk for _, cell in rows] + [best.walk for best in self._best.values()]
+        ways = [(game, way) for game, found in self._best.items() for way in found]
+        walks = [cell.walk for _, cell in rows] + [way.walk for _, way in ways]
         texts = _numbered(chain.from_iterable((game, cell.place) for game, cell in rows))
         actions = _numbered(chain.from_iterable(walk.actions for walk in walks))
         states = _numbered(chain.from_iterable(walk.states for walk in walks))
@@ -308,7 +350,8 @@ class Archive:
             "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
             "passed": torch.tensor([states[s] for walk in walks for s in walk.states], dtype=torch.int32),
             "scores": torch.tensor([points[p] for walk in walks for p in walk.scores], dtype=torch.int32),
-            "best": {game: best.solves for game, best in self._best.items()},
+            "best": [(game, way.solves, way.total, way.tries) for game, way in ways],
+            "highest": dict(self._highest),
             "exits": {game: {a: dict(b) for a, b in exits.items()} for game, exits in self._exits.items()},
         }
 
@@ -331,8 +374,9 @@ class Archive:
         for (game, place, attempted, visits), walk in zip(rows, walks, strict=False):
             cells = self._cells.setdefault(texts[game], {})
             cells[walk.states[-1]] = _Cell(walk, texts[place], attempted, visits)
-        last = zip(state["best"].items(), walks[len(rows) :], strict=True)
-        self._best = {game: _Best(walk, solves) for (game, solves), walk in last}
+        self._best, self._highest = {}, dict(state["highest"])
+        for (game, solves, total, tries), walk in zip(state["best"], walks[len(rows) :], strict=True):
+            self._best.setdefault(game, []).append(_Best(walk, solves, total, tries))
         self._exits = {game: {a: dict(b) for a, b in exits.items()} for game, exits in state["exits"].items()}
 
 

@@ -83,10 +83,10 @@ class Episode:
     def follow(self) -> Decision | None:
         """The next step of the plan, with visits to learn from where it imitates; None where there is none (any more).
 
-        Where the action is not valid, a trial goes on with the next one that is; another plan is ``lost``.
+        Where the action is not valid, it goes on with the next one that is; a plan to go back to a state is ``lost``.
         """
         valid = self.step.valid_actions
-        if self.plan is not None and self.plan.kind == "trial":
+        if self.plan is not None and self.plan.kind != "return":
             self.plan = self.plan.without_invalid(len(self.turns), valid)
         action = self._planned
         if self.plan is None or action is None:
@@ -173,7 +173,7 @@ class Episode:
             "number": self.number,
             "start": self.start,
             "actions": self.actions,
-            "plan": None if self.plan is None else [list(self.plan.actions), self.plan.kind],
+            "plan": None if self.plan is None else [list(self.plan.actions), self.plan.kind, list(self.plan.imitates)],
             "lost": self.lost,
             "feedback": self.step.observation.feedback,
             "valid": [list(valid) for valid in self.valid],

@@ -58,17 +58,18 @@ class NoveltyConfig:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How an episode begins: by these actions, in a game that starts from ``seed``.
+    """How an episode begins: by these actions, in a game that starts from ``seed``, or from any where that is None.
 
     ``return``: to a state, to go on from there. ``imitate``: the best way that is known, a policy target (imitation
     after exploration: Madotto et al. 2020, arXiv 2001.08868). ``trial``: a way that nobody went yet, see
-    `Archive.shortened`, `Archive.crossed` and `Archive.carried`: what comes of it is new, and actions that are not
-    valid are left out.
+    `Archive.shortened`, `Archive.crossed` and `Archive.carried`: what comes of it is new. The last two leave
+    out actions that are not valid.
     """
 
-    seed: int
+    seed: int | None
     actions: tuple[str, ...]
     kind: Kind
+    imitates: tuple[str, ...] = ()  # the way that is tried once more, in full
 
     def without_invalid(self, steps: int, valid: Sequence[str]) -> Plan:
         """The plan, where the first ``steps`` actions were played, without those before the next one in ``valid``."""
@@ -115,7 +116,15 @@ class Novelty:
             way = archive.carried(game, rng)
         if kind == "return" and way is None:
             way = archive.draw(game, rng)
-        return None if way is None else Plan(way.seed, way.actions, kind if way.tried else "trial")
+        if way is None:
+            return None
+        kind = kind if way.tried else "trial"
+        return Plan(way.seed, way.actions, kind, way.actions if kind == "imitate" else ())
+
+    def finish(self, game: str, trail: Trail, plan: Plan) -> None:
+        """An episode with this plan is over: what was imitated is worth the score that it led to."""
+        if plan.imitates:
+            self.archive.tested(game, plan.imitates, trail.scores[min(len(plan.actions), len(trail.actions))])
 
     def choose(self, step: Step, index: int, rng: np.random.Generator, *, went_back: bool = False) -> int:
         """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest.

@@ -138,39 +138,37 @@ def test_episodes_go_back_to_where_others_have_been(policy, envs, make_player):
     """They take the same actions and come to the same states; these steps count, and only the best are learned from."""
     novelty = replace(NEW, return_share=1.0)
     actor = Actor(envs, GAMES, make_player(), collect_config(segment_steps=50, policy=policy, novelty=novelty))
-    ways: dict[int, tuple[str, ...]] = {}
-    planned: set[int] = set()
-    trials: set[int] = set()
+    plans: dict[int, Plan | None] = {}
     segments, steps = [], 0
     for _ in range(60):
         segments += actor.tick()
         steps += 2
-        plans = {episode.number: episode.plan for episode in actor._episodes}
-        ways = {number: plan.actions if plan else () for number, plan in plans.items()} | ways  # trials become shorter
-        planned |= {number for number, plan in plans.items() if plan}  # a way without its detours may be empty
-        trials |= {number for number, plan in plans.items() if plan and plan.kind == "trial"}
+        plans |= {episode.number: episode.plan for episode in actor._episodes}
+    planned = {number for number, plan in plans.items() if plan}  # a way without its detours may be empty
+    ways = {number: plan.actions if plan else () for number, plan in plans.items()}
     assert actor.env_steps == steps
     assert actor.lost_ways == 0  # a way that was gone before is not lost, and a trial leaves out what is not valid
     assert [ways[n] for n in (0, 1)] == [(), ()]  # nothing was known
     assert any(len(way) > 1 for way in ways.values())
     firsts = [segment for segment in segments if segment.start == 0]
     assert len(firsts) > 4
-    best = False
+    kinds = set()
     for segment in firsts:
-        if segment.episode in trials:
-            continue
+        plan = plans[segment.episode]
+        kind = plan.kind if plan else "none"
+        kinds.add(kind)
         n = len(ways[segment.episode])
-        assert segment.actions[:n] == ways[segment.episode]
-        imitated = [t for t, probs in enumerate(segment.visit_probs[:n]) if len(probs)]
-        assert imitated == list(range(len(imitated)))  # up to the last point, or none
-        for t in imitated:
+        if kind != "return":  # these leave out what is not valid, the last time unseen here
+            n = min(n, len(segment.actions) - 1)
+        assert segment.actions[:n] == ways[segment.episode][:n]
+        learned = [bool(len(probs)) for probs in segment.visit_probs]
+        assert learned[:n] == [kind == "imitate"] * n
+        assert all(learned[n:]) or kind == "trial"
+        for t in range(n if kind == "imitate" else 0):
             own = [action == segment.actions[t] for action in segment.valid_actions[t]]
             np.testing.assert_array_equal(segment.visit_probs[t], own)
-        assert all(map(len, segment.visit_probs[n:]))
-        best |= bool(imitated)
-        assert not segment.intrinsic[:n].any()
-    assert best
-    assert trials
+        assert kind == "trial" or not segment.intrinsic[:n].any()
+    assert kinds >= {"none", "imitate", "trial"}
     alone = [s.episode for s in segments if s.episode not in planned and s.returns is not None]
     assert (len(actor.results), actor.finished > len(alone)) == (len(alone), True)
 

@@ -153,14 +153,38 @@ def test_how_episodes_begin():
     assert novelty.begin("g", rng) is None  # nothing is known
     played(novelty, ("hall", 5.0), ("attic", 0.0), ("hall", 0.0), ("garden", 1.0), ("shed", 0.0), seed=3)
     plans = [novelty.begin("g", rng) for _ in range(400)]
-    assert all(plan.seed == 3 for plan in plans)
+    assert {plan.seed for plan in plans if plan.kind == "return"} == {3}
     best = [plan for plan in plans if plan.kind == "imitate"]
     assert {plan.actions for plan in best} == {("to hall", "to attic", "to hall", "to garden")}
+    assert {(plan.seed, plan.imitates) for plan in best} == {(None, best[0].actions)}  # from any seed
     trials = [plan for plan in plans if plan.kind == "trial"]
+    assert {plan.seed for plan in trials} == {None, 3}  # ways to other states are tried where they were found
     assert ("to hall", "to garden") in {plan.actions for plan in trials}
     assert all(len(plan.actions) < 4 for plan in trials)
     assert {len(plan.actions) for plan in plans if plan not in best and plan not in trials} == {1, 2, 4, 5}
     np.testing.assert_allclose([len(best) / 400, len(trials) / 400], 0.25, atol=0.08)  # half of imitate_share each
+
+
+def test_what_was_imitated_is_worth_the_score_behind_it():
+    """Not what came after it; actions that were not valid were left out."""
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, imitate_share=1.0)
+    played(novelty, ("hall", 5.0), ("attic", 1.0), seed=3)
+    plan = next(plan for _ in range(99) if (plan := novelty.begin("g", rng)).kind == "imitate")
+    assert plan.imitates == ("to hall", "to attic")
+    (way,) = novelty.archive._best["g"]
+    for plays, actions, score in (
+        ([("hall", 5.0), ("attic", -3.0), ("yard", 9.0)], 2, 2.0),
+        ([("hall", 4.0)], 2, 4.0),  # it ended there
+        ([("hall", 3.0), ("yard", 9.0)], 1, 3.0),  # the rest was left out
+    ):
+        before = way.total
+        trail = played(make(return_share=1.0), *plays)
+        novelty.finish("g", trail, replace(plan, actions=plan.actions[:actions]))
+        assert way.total - before == score
+    assert way.worth == (6.0 + 2.0 + 4.0 + 3.0) / 4
+    novelty.finish("g", trail, replace(plan, kind="trial", imitates=()))
+    assert way.tries == 3
 
 
 def test_without_imitation_episodes_go_back_only():
