@@ -9,102 +9,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-_WAYS = 8  # to a game's points that are compared
+from priorzero.collect.ways import Attempt, BestWays, Trail, Walk, Way
+
 _T = TypeVar("_T", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a state was reached, or may be: in a game that starts from ``seed`` (None: from any), by these actions."""
-
-    seed: int | None
-    actions: tuple[str, ...]
-    tried: bool = True  # whether somebody went it, and it led there
-
-    def then(self, actions: tuple[str, ...]) -> Way:
-        """On from there by these actions, which nobody tried."""
-        return Way(self.seed, self.actions + actions, tried=False)
-
-
-@dataclass(slots=True)
-class Trail:
-    """What an episode did so far, and where it was. Empty where nobody asks."""
-
-    seed: int
-    states: list[int] = field(default_factory=list)  # numbers that stand for them, the present one last
-    places: list[str] = field(default_factory=list)  # where they are; a place has many states
-    scores: list[float] = field(default_factory=list)  # in them
-    actions: list[str] = field(default_factory=list)  # one less
-
-    @property
-    def paid(self) -> list[bool]:
-        """Whether each action made a point."""
-        return _paid(self.scores)
-
-    @property
-    def scored(self) -> int:
-        """Actions until the last point was made."""
-        paid = self.paid
-        return next((n for n in range(len(paid), 0, -1) if paid[n - 1]), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    """A way that was gone, with what it came by. All but ``actions`` have one more."""
-
-    seed: int
-    actions: tuple[str, ...]
-    states: tuple[int, ...]
-    scores: tuple[float, ...]
-
-    @property
-    def way(self) -> Way:
-        return Way(self.seed, self.actions)
-
-    def better(self, than: _Walk) -> bool:
-        """More points, or as many by fewer actions."""
-        return (self.scores[-1], -len(self.actions)) > (than.scores[-1], -len(than.actions))
-
-    def only(self, steps: Sequence[int]) -> _Walk:
-        """These steps alone, as if they led to the same states."""
-        return _Walk(
-            self.seed,
-            tuple(self.actions[t] for t in steps),
-            (*(self.states[t] for t in steps), self.states[-1]),
-            (*(self.scores[t] for t in steps), self.scores[-1]),
-        )
-
-
-@dataclass(slots=True)
-class _Best:
-    """A way to many points, up to its last one, and what it was worth to those who went it later, from other seeds."""
-
-    walk: _Walk
-    solves: bool  # the game: it has no more points than these
-    total: float = 0.0  # of the scores of those who went it later
-    tries: int = 0  # how many these were
-
-    @property
-    def worth(self) -> float:
-        """Its mean score, the one it was found with included."""
-        return (self.walk.scores[-1] + self.total) / (1 + self.tries)
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """More points on average first, then fewer actions."""
-        return self.worth, -len(self.walk.actions)
 
 
 @dataclass(slots=True)
 class _Cell:
-    walk: _Walk
+    walk: Walk
     place: str
     attempted: int  # actions of the shortest way that was tried
     visits: int = 0  # episodes that came by, or were sent there
@@ -119,8 +38,7 @@ class Archive:
 
     def __init__(self) -> None:
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
-        self._best: dict[str, list[_Best]] = {}  # by game: a few ways, at most one of them not tried again yet
-        self._highest: dict[str, float] = {}  # score, by game
+        self._best: dict[str, BestWays] = {}  # by game
         self._exits: dict[str, dict[str, dict[str, str]]] = {}  # by game and place: next places, and how to go
 
     def __len__(self) -> int:
@@ -136,53 +54,27 @@ class Archive:
             first: whether the episode had not been there before; else the visit does not count.
             solves: whether the game has no more points than were made.
         """
-        cells, state, walk = self._cells.setdefault(game, {}), trail.states[-1], _walk(trail, len(trail.actions))
+        cells, state, walk = self._cells.setdefault(game, {}), trail.states[-1], trail.walk(len(trail.actions))
         cell = cells.get(state)
-        if cell is None or walk.better(cell.walk):
+        if cell is None or walk.rank > cell.walk.rank:
             visits = 0 if cell is None else cell.visits
             cell = cells[state] = _Cell(walk, trail.places[-1], len(walk.actions), visits)
         cell.visits += first
         if trail.actions and trail.places[-1] != trail.places[-2]:
             exits = self._exits.setdefault(game, {}).setdefault(trail.places[-2], {})
             exits[trail.places[-1]] = trail.actions[-1]
-        self._compare(game, trail, solves)
+        self.finish(game, trail, solves=solves)
 
     def finish(self, game: str, trail: Trail, *, solves: bool = False) -> None:
         """An episode is over: nothing can be explored behind it, but it may have been the best one."""
-        self._compare(game, trail, solves)
-
-    def _compare(self, game: str, trail: Trail, solves: bool) -> None:
-        n = trail.scored
-        if not n:
-            return
-        score, best, ways = trail.scores[n], self._leader(game), self._best.setdefault(game, [])
-        self._highest[game] = max(score, self._highest.get(game, score))
-        if best is not None and (score, -n) <= best.rank:
-            return
-        found = _Best(_walk(trail, n), solves)
-        if any(way.walk.actions == found.walk.actions for way in ways):
-            return
-        untried = next((way for way in ways if not way.tries), None)
-        if untried is not None:
-            if found.rank <= untried.rank:
-                return
-            ways.remove(untried)
-        ways.append(found)
-        if len(ways) > _WAYS:
-            ways.remove(min(ways, key=lambda way: way.rank))
-
-    def _leader(self, game: str) -> _Best | None:
-        return max(self._best.get(game, ()), key=lambda way: way.rank, default=None)
+        self._best.setdefault(game, BestWays()).compare(trail, solves=solves)
 
     def tested(self, game: str, actions: tuple[str, ...], score: float) -> None:
-        """Somebody went the best way once more, from a seed of its own, and had this score behind it.
+        """Somebody went the best way once more, from a seed of its own, and had this score behind it."""
+        self._best.setdefault(game, BestWays()).tested(actions, score)
 
-        A way that luck has made short is worth less than it seemed: then another one leads.
-        """
-        for way in self._best.get(game, ()):
-            if way.walk.actions == actions:
-                way.total += score
-                way.tries += 1
+    def _leader(self, game: str) -> Attempt | None:
+        return self._best[game].leader if game in self._best else None
 
     def best(self, game: str) -> Way | None:
         """The way with the highest score on average, and the fewest actions; None where none made a point."""
@@ -197,7 +89,7 @@ class Archive:
     @property
     def highest_score(self) -> float | None:
         """Of any episode; None where none made a point."""
-        return max(self._highest.values(), default=None)
+        return max((ways.highest for ways in self._best.values() if ways.highest is not None), default=None)
 
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
         """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
@@ -208,27 +100,22 @@ class Archive:
         something, and not what mattered.
         """
         best = self._leader(game)
-        if best is None or all(paid := _paid(best.walk.scores)):
+        if best is None or all(best.walk.paid):
             return None
-        walk = best.walk
-        detours, joins = _detours(walk.states, paid), self._joins(game, walk)
+        walk, detours, joins = best.walk, best.walk.detours, self._joins(game, best.walk)
         if (detours or joins) and rng.random() < 0.5:
             if joins and (not detours or rng.random() < 0.5):
                 return Way(None, self._joined(game, walk, int(rng.choice(joins))).actions, tried=False)
-            kept = _without_some(detours, len(paid), rng)
-        else:
-            start = int(rng.choice([t for t, made_a_point in enumerate(paid) if not made_a_point]))
-            end = min(start + int(rng.geometric(0.5)), paid.index(True, start))
-            kept = [*range(start), *range(end, len(paid))]
-        return Way(None, walk.only(kept).actions, tried=False)
+            return Way(None, walk.without_some(detours, rng).actions, tried=False)
+        return Way(None, walk.without_a_few(rng).actions, tried=False)
 
-    def _joins(self, game: str, walk: _Walk) -> list[int]:
+    def _joins(self, game: str, walk: Walk) -> list[int]:
         """After how many actions the walk is in a state to which a shorter way is known, with as many points."""
         cells = self._cells.get(game, {})
         known = ((t, cells.get(state)) for t, state in enumerate(walk.states))
         return [t for t, cell in known if cell and len(cell.walk.actions) < t and cell.score >= walk.scores[t]]
 
-    def _joined(self, game: str, walk: _Walk, t: int) -> Way:
+    def _joined(self, game: str, walk: Walk, t: int) -> Way:
         """The walk, from its ``t``-th state on, behind the best way to that state."""
         return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
@@ -302,7 +189,7 @@ class Archive:
         return None if cell is None else self._way_to(game, cell)
 
     def _way_to(self, game: str, cell: _Cell) -> Way:
-        walk = cell.walk.only(_without(_detours(cell.walk.states, _paid(cell.walk.scores)), len(cell.walk.actions)))
+        walk = cell.walk.without(cell.walk.detours)
         cells, way = self._cells[game], walk.way
         joins = self._joins(game, walk)
         if joins:  # the latest of the best: what comes before was gone
@@ -330,8 +217,8 @@ class Archive:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors and lists of texts and numbers."""
         rows = [(game, cell) for game, cells in self._cells.items() for cell in cells.values()]
-        ways = [(game, way) for game, found in self._best.items() for way in found]
-        walks = [cell.walk for _, cell in rows] + [way.walk for _, way in ways]
+        attempts = [(game, attempt) for game, ways in self._best.items() for attempt in ways.attempts]
+        walks = [cell.walk for _, cell in rows] + [attempt.walk for _, attempt in attempts]
         texts = _numbered(chain.from_iterable((game, cell.place) for game, cell in rows))
         actions = _numbered(chain.from_iterable(walk.actions for walk in walks))
         states = _numbered(chain.from_iterable(walk.states for walk in walks))
@@ -350,8 +237,8 @@ class Archive:
             "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
             "passed": torch.tensor([states[s] for walk in walks for s in walk.states], dtype=torch.int32),
             "scores": torch.tensor([points[p] for walk in walks for p in walk.scores], dtype=torch.int32),
-            "best": [(game, way.solves, way.total, way.tries) for game, way in ways],
-            "highest": dict(self._highest),
+            "attempts": [(game, attempt.solves, attempt.total, attempt.tries) for game, attempt in attempts],
+            "highest": {game: ways.highest for game, ways in self._best.items()},
             "exits": {game: {a: dict(b) for a, b in exits.items()} for game, exits in self._exits.items()},
         }
 
@@ -361,7 +248,7 @@ class Archive:
         states, points = state["states"].tolist(), state["points"].tolist()
         taken, passed, scores = (iter(state[name].tolist()) for name in ("taken", "passed", "scores"))
         walks = [
-            _Walk(
+            Walk(
                 seed,
                 tuple(actions[next(taken)] for _ in range(length)),
                 tuple(states[next(passed)] for _ in range(length + 1)),
@@ -374,21 +261,10 @@ class Archive:
         for (game, place, attempted, visits), walk in zip(rows, walks, strict=False):
             cells = self._cells.setdefault(texts[game], {})
             cells[walk.states[-1]] = _Cell(walk, texts[place], attempted, visits)
-        self._best, self._highest = {}, dict(state["highest"])
-        for (game, solves, total, tries), walk in zip(state["best"], walks[len(rows) :], strict=True):
-            self._best.setdefault(game, []).append(_Best(walk, solves, total, tries))
+        self._best = {game: BestWays(highest) for game, highest in state["highest"].items()}
+        for (game, solves, total, tries), walk in zip(state["attempts"], walks[len(rows) :], strict=True):
+            self._best[game].attempts.append(Attempt(walk, solves, total, tries))
         self._exits = {game: {a: dict(b) for a, b in exits.items()} for game, exits in state["exits"].items()}
-
-
-def _walk(trail: Trail, steps: int) -> _Walk:
-    """The first steps of an episode."""
-    states, scores = trail.states[: steps + 1], trail.scores[: steps + 1]
-    return _Walk(trail.seed, tuple(trail.actions[:steps]), tuple(states), tuple(scores))
-
-
-def _paid(scores: Sequence[float]) -> list[bool]:
-    """Whether each action made a point; one less than scores."""
-    return [after > before for before, after in pairwise(scores)]
 
 
 def _numbered(things: Iterable[_T]) -> dict[_T, int]:
@@ -399,39 +275,3 @@ def _numbered(things: Iterable[_T]) -> dict[_T, int]:
 def _rarity(cells: Sequence[_Cell]) -> np.ndarray:
     """1 / sqrt(visits) of each [n]."""
     return np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
-
-
-def _detours(states: Sequence[int], paid: Sequence[bool]) -> dict[int, int]:
-    """From start to end, the actions that could be left out: the state before and behind them is the same.
-
-    Args:
-        states: of a trail, one more than actions.
-        paid: whether an action made a point; a detour makes none, and ends as late as can be.
-    """
-    found, last = {}, {}
-    for t in range(len(paid), -1, -1):
-        if t < len(paid) and paid[t]:
-            last.clear()
-        if last.setdefault(states[t], t) > t:
-            found[t] = last[states[t]]
-    return found
-
-
-def _without(detours: dict[int, int], steps: int) -> list[int]:
-    """The steps that are left without any detour, in order."""
-    kept, at = [], 0
-    while at < steps:
-        if at in detours:
-            at = detours[at]
-        else:
-            kept.append(at)
-            at += 1
-    return kept
-
-
-def _without_some(detours: dict[int, int], steps: int, rng: np.random.Generator) -> list[int]:
-    """The steps that are left without one of the detours and a share of the others, in order."""
-    sure, share = int(rng.choice(list(detours))), rng.random()
-    left_out = {start: end for start, end in detours.items() if start == sure or rng.random() < share}
-    # which must not leave out the step where the sure one begins
-    return _without({start: end for start, end in left_out.items() if not start < sure < end}, steps)

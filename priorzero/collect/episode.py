@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from priorzero.collect.archive import Trail
 from priorzero.collect.novelty import Plan
+from priorzero.collect.ways import Trail
 from priorzero.envs.base import GameSpec
 from priorzero.rl.returns import discounted_returns
 from priorzero.types import EpisodeResult, Segment, Situation, Step, Subtree, Turn

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from priorzero.collect.archive import Archive, Trail, Way
+from priorzero.collect.archive import Archive
+from priorzero.collect.ways import Trail, Way
 from priorzero.types import Observation, Step
 
 TOLD = ("room", "objects")  # what a `Step` tells beside the observation, and the agent does not see

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorzero.collect.archive import Archive, Trail, Way
+from priorzero.collect.archive import Archive
+from priorzero.collect.ways import Trail, Way
 
 
 def trail(
@@ -40,11 +41,6 @@ def enter(
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
     rng = np.random.default_rng(0)
     return ["".join(archive.draw(game, rng).actions) for _ in range(n)]
-
-
-def test_a_trail_knows_its_last_point():
-    assert trail("nsew", [1, 2, 3, 4, 5], paid=(1, 3)).scored == 3
-    assert trail("ns", [1, 2, 3]).scored == 0
 
 
 def test_the_way_with_the_most_points_is_kept_and_then_the_shortest():
@@ -137,40 +133,6 @@ def test_the_best_way_ends_with_its_last_point():
     archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), score=9.0, seed=1))
     assert archive.best("g") == Way(None, ("a", "b", "c", "d"))
     assert 7 not in archive._cells["g"]  # an end is nowhere to go back to
-
-
-def test_luck_does_not_lead():
-    """A way is worth what it makes on average when it is gone again."""
-    archive = Archive()
-    archive.enter("g", trail("aab", [1, 2, 3, 4], paid=(3,), score=5.0), first=True)
-    for _ in range(3):
-        archive.tested("g", tuple("aab"), 5.0)
-    archive.finish("g", trail("ab", [1, 3, 4], paid=(2,), score=5.0))
-    assert archive.best("g") == Way(None, ("a", "b"))  # as good, as far as is known
-    archive.finish("g", trail("c", [1, 4], paid=(1,), score=5.0))
-    archive.finish("g", trail("ba", [1, 4, 5], paid=(2,), score=5.0))
-    archive.tested("g", ("a", "b"), 1.0)  # is no more: one way at a time is on trial, the best
-    assert archive.best("g") == Way(None, ("c",))
-    archive.tested("g", ("c",), 1.0)  # (5 + 1) / 2 on average
-    assert archive.best("g") == Way(None, ("a", "a", "b"))
-    archive.finish("g", trail("abbb", [1, 3, 4, 5, 6], paid=(4,), score=5.0))
-    assert archive.best("g") == Way(None, ("a", "a", "b"))  # is longer, and no better
-    archive.finish("g", trail("abbb", [1, 3, 4, 5, 6], paid=(4,), score=9.0))
-    assert archive.best("g") == Way(None, ("a", "b", "b", "b"))
-    for _ in range(2):
-        archive.tested("g", tuple("abbb"), 3.0)  # (9 + 3 + 3) / 3 = 5, by more actions
-    assert archive.best("g") == Way(None, ("a", "a", "b"))
-    assert archive.highest_score == 9.0
-
-
-def test_a_few_ways_are_compared():
-    archive = Archive()
-    for score in range(1, 31):
-        archive.finish("g", trail(f"{score:02}", [1, 2, 3], paid=(2,), score=float(score)))
-        assert archive.best("g") == Way(None, tuple(f"{score:02}"))
-        archive.tested("g", tuple(f"{score:02}"), float(score))
-    assert len(archive._best["g"]) == 8
-    assert len(archive.state_dict()["best"]) == 8
 
 
 def shortened(archive: Archive, n: int = 400) -> dict[str, int]:
@@ -326,7 +288,11 @@ def test_everything_survives_a_checkpoint(entries):
             assert archive.crossed(game, rngs[0]) == other.crossed(game, rngs[1])
             assert archive.carried(game, rngs[0]) == other.carried(game, rngs[1])
         assert archive.best(game) == other.best(game)
-        assert archive._best.get(game) == other._best.get(game)
+        for _ in range(2):  # what leads then depends on what was tried how often
+            if (best := archive.best(game)) is not None:
+                archive.tested(game, best.actions, -9.0)
+                other.tested(game, best.actions, -9.0)
+            assert archive.best(game) == other.best(game)
     assert archive.highest_score == other.highest_score
 
 

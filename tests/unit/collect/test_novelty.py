@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from priorzero.collect.archive import Trail
 from priorzero.collect.novelty import Novelty, NoveltyConfig
+from priorzero.collect.ways import Trail
 from priorzero.types import Observation, Step
 
 
@@ -172,7 +172,7 @@ def test_what_was_imitated_is_worth_the_score_behind_it():
     played(novelty, ("hall", 5.0), ("attic", 1.0), seed=3)
     plan = next(plan for _ in range(99) if (plan := novelty.begin("g", rng)).kind == "imitate")
     assert plan.imitates == ("to hall", "to attic")
-    (way,) = novelty.archive._best["g"]
+    (way,) = novelty.archive._best["g"].attempts
     for plays, actions, score in (
         ([("hall", 5.0), ("attic", -3.0), ("yard", 9.0)], 2, 2.0),
         ([("hall", 4.0)], 2, 4.0),  # it ended there
