@@ -52,8 +52,8 @@ class NoveltyConfig:
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
-                "return_try_share, imitate_share, cross_share, carry_share and their sum lie between 0 and 1, "
-                f"return_policy is own or random, and `of` names one or more of {', '.join(parts)}"
+                "return_try_share, imitate_share, cross_share, carry_share and the sum of the last three lie between 0 "
+                f"and 1, return_policy is own or random, and `of` names one or more of {', '.join(parts)}"
             )
 
 
