@@ -71,7 +71,7 @@ class Archive:
 
     def tested(self, game: str, actions: tuple[str, ...], score: float) -> None:
         """Somebody went the best way once more, from a seed of its own, and had this score behind it."""
-        self._best.setdefault(game, BestWays()).tested(actions, score)
+        self._best[game].tested(actions, score)
 
     def _leader(self, game: str) -> Attempt | None:
         return self._best[game].leader if game in self._best else None
@@ -82,9 +82,9 @@ class Archive:
         return None if best is None else Way(None, best.walk.actions)
 
     def solved(self, game: str) -> bool:
-        """Whether the best way makes every point that the game has."""
+        """Whether the best way makes every point that the game has, whenever somebody went it."""
         best = self._leader(game)
-        return best is not None and best.solves
+        return best is not None and best.solves and best.worth >= best.walk.scores[-1]
 
     @property
     def highest_score(self) -> float | None:
@@ -189,6 +189,7 @@ class Archive:
         return None if cell is None else self._way_to(game, cell)
 
     def _way_to(self, game: str, cell: _Cell) -> Way:
+        """Its way, or a shorter one that was not tried yet."""
         walk = cell.walk.without(cell.walk.detours)
         cells, way = self._cells[game], walk.way
         joins = self._joins(game, walk)
@@ -200,6 +201,7 @@ class Archive:
         return Way(way.seed, way.actions, tried=False)
 
     def _drawn(self, game: str, rng: np.random.Generator) -> _Cell | None:
+        """As `draw` says."""
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None

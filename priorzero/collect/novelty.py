@@ -95,7 +95,7 @@ class Novelty:
     def begin(self, game: str, rng: np.random.Generator) -> Plan | None:
         """How the next episode of the game begins; None where it begins as ever.
 
-        Where a way to all of the game's points is known, all that would go back imitate it or try to shorten it.
+        Where a way is known that always makes all of the game's points, all that would go back imitate or shorten it.
 
         Args:
             game: its name.

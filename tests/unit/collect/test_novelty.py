@@ -202,6 +202,12 @@ def test_a_game_of_which_all_is_known_is_imitated_only():
         novelty.mark(step("start"), trail)
         novelty.visit(replace(step("hall"), reward=score, score=score, max_score=7.0), trail, f"win {score}")
         assert {novelty.begin("g", rng).kind for _ in range(40)} == kinds
+    novelty.archive.tested("g", ("win 7.0",), 7.0)
+    assert {novelty.begin("g", rng).kind for _ in range(40)} == {"imitate"}
+    lucky = Novelty(novelty.config)
+    lucky.load_state_dict(novelty.state_dict())
+    lucky.archive.tested("g", ("win 7.0",), 6.0)  # not always: there is something to find
+    assert {lucky.begin("g", rng).kind for _ in range(40)} == {"imitate", "return"}
     explorer = Novelty(replace(novelty.config, imitate_share=0.0))
     explorer.load_state_dict(novelty.state_dict())
     assert {explorer.begin("g", rng).kind for _ in range(40)} == {"return"}
