@@ -36,7 +36,9 @@ class _Cell:
 class Archive:
     """The best way to every state: with the highest score, and among these the shortest."""
 
-    def __init__(self) -> None:
+    def __init__(self, rare_place_share: float = 0.0) -> None:
+        """``rare_place_share``: of the states that are drawn, see `draw`."""
+        self.rare_place_share = rare_place_share
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
         self._best: dict[str, BestWays] = {}  # by game
         self._exits: dict[str, dict[str, dict[str, str]]] = {}  # by game and place: next places, and how to go
@@ -143,7 +145,7 @@ class Archive:
         rarity = _rarity(there)
         cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
         cell.visits += 1
-        return self._way_to(game, cell).then(best.actions[t:])
+        return self._way_to(game, cell, rng).then(best.actions[t:])
 
     def carried(self, game: str, rng: np.random.Generator) -> Way | None:
         """To a state that is drawn, and on from there to any other place, by the shortest way on the map.
@@ -157,7 +159,7 @@ class Archive:
         paths = self._paths(game, cell.place)
         if not paths:
             return None
-        return self._way_to(game, cell).then(paths[int(rng.integers(len(paths)))])
+        return self._way_to(game, cell, rng).then(paths[int(rng.integers(len(paths)))])
 
     def _paths(self, game: str, start: str) -> list[tuple[str, ...]]:
         """The shortest way from a place to every other one."""
@@ -175,27 +177,33 @@ class Archive:
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.
 
-        A way with detours is given without them (not ``tried``), once: an episode has so many steps, and that one may
-        lead there too. It is a detour where the way comes back to the same state without a point, and where a shorter
-        way to one of its states became known.
+        A way with detours is given without them (not ``tried``), once, and later half of the time without some of them:
+        an episode has so many steps, and that one may lead there too. It is a detour where the way comes back to the
+        same state without a point, and where a shorter way to one of its states became known (that is tried once).
 
         Each state has a weight of 1 / sqrt(visits), a place with a score the mean of its states', and a score the mean
         of its places', where a place counts for the square root of its states: a room where many things can be dropped
         is not all there is, and one with a puzzle is more than one step on a way. First a score is drawn, the n-th best
         proportional to its weight / n: most episodes begin where the points are, unless all is known there. Then one of
         its places and one of that place's states, in the same proportions.
+
+        A share of ``rare_place_share`` is drawn without regard to points: a place, proportional to 1 / the visits of
+        its states, then one of these, proportional to 1 / sqrt(visits). So what was found last is soon gone back to.
         """
         cell = self._drawn(game, rng)
-        return None if cell is None else self._way_to(game, cell)
+        return None if cell is None else self._way_to(game, cell, rng)
 
-    def _way_to(self, game: str, cell: _Cell) -> Way:
-        """Its way, or a shorter one that was not tried yet."""
+    def _way_to(self, game: str, cell: _Cell, rng: np.random.Generator) -> Way:
+        """Its way, or a shorter one that may lead there too: the shortest once, later half of the time another."""
         walk = cell.walk.without(cell.walk.detours)
         cells, way = self._cells[game], walk.way
         joins = self._joins(game, walk)
         if joins:  # the latest of the best: what comes before was gone
             way = self._joined(game, walk, min(joins, key=lambda t: (len(cells[walk.states[t]].walk.actions) - t, -t)))
         if len(way.actions) >= cell.attempted:
+            detours = cell.walk.detours
+            if detours and rng.random() < 0.5:
+                return Way(cell.walk.seed, cell.walk.without_some(detours, rng).actions, tried=False)
             return cell.walk.way
         cell.attempted = len(way.actions)
         return Way(way.seed, way.actions, tried=False)
@@ -205,13 +213,17 @@ class Archive:
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
-        scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
-        _, place = np.unique([cell.place for cell in cells], return_inverse=True)
-        pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
-        root = states**0.5  # of the states of each place with a score
-        places = np.bincount(pairs % len(scores), root)  # of each score
         rarity = _rarity(cells)
-        weight = rarity / root[pair] / places[level] / (1 + level)
+        _, place = np.unique([cell.place for cell in cells], return_inverse=True)
+        if self.rare_place_share and rng.random() < self.rare_place_share:
+            visits = np.bincount(place, rarity**-2)
+            weight = rarity / np.bincount(place, rarity)[place] / visits[place]
+        else:
+            scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
+            pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
+            root = states**0.5  # of the states of each place with a score
+            places = np.bincount(pairs % len(scores), root)  # of each score
+            weight = rarity / root[pair] / places[level] / (1 + level)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
         return cell

@@ -2,7 +2,7 @@
 
 For games whose points lie many right actions apart. A state that was rarely entered is rewarded (Bellemare et al. 2016,
 arXiv 1606.01868), once an episode (as in Raileanu and Rocktaeschel 2020, arXiv 2002.12292); a share of the steps takes
-the action that was taken least often in that state, whatever the search says; and a share of the episodes first goes
+the action that was taken least often in that place, whatever the search says; and a share of the episodes first goes
 back to a state that was reached before (see `archive`). A state is what `NoveltyConfig.of` shows of it.
 """
 
@@ -33,27 +33,29 @@ class NoveltyConfig:
     """
 
     weight: float  # points for a state that was never entered; 0: none
-    try_share: float  # of the steps that take the action that was taken least often in their state
+    try_share: float  # of the steps that take the action that was taken least often in their place
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
     return_policy: Literal["own", "random"]  # who plays on from there: the collector's policy, or random actions
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
     carry_share: float  # of these, go to a state, and on from there to any other place
+    rare_place_share: float  # of the states to go back to or to carry from, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
         parts = (*Observation._fields, *TOLD)
         ways = (self.imitate_share, self.cross_share, self.carry_share)
         ways = (*ways, round(sum(ways), 9))
-        shares = (self.try_share, self.return_share, self.return_try_share, *ways)
+        shares = (self.try_share, self.return_share, self.return_try_share, self.rare_place_share, *ways)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
         fits = fits and self.return_policy in ("own", "random")
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
-                "return_try_share, imitate_share, cross_share, carry_share and the sum of the last three lie between 0 "
-                f"and 1, return_policy is own or random, and `of` names one or more of {', '.join(parts)}"
+                "return_try_share, rare_place_share, imitate_share, cross_share, carry_share and the sum of the last "
+                "three lie between 0 and 1, return_policy is own or random, and `of` names one or more of "
+                f"{', '.join(parts)}"
             )
 
 
@@ -80,13 +82,13 @@ class Plan:
 
 
 class Novelty:
-    """How often each state was entered, each action taken in it, and how to get there, over all episodes."""
+    """How often each state was entered, each action taken in its place, and how to get there, over all episodes."""
 
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
         self._entered: dict[int, int] = {}  # by state
-        self._taken: dict[int, int] = {}  # by state and action
-        self.archive = Archive()  # empty where no episode goes back
+        self._taken: dict[int, int] = {}  # by place and action
+        self.archive = Archive(config.rare_place_share)  # empty where no episode goes back
 
     def __len__(self) -> int:
         """States that were entered; counted only where they are rewarded or gone back to."""
@@ -128,7 +130,10 @@ class Novelty:
             self.archive.tested(game, plan.imitates, trail.scores[min(len(plan.actions), len(trail.actions))])
 
     def choose(self, step: Step, index: int, rng: np.random.Generator, *, went_back: bool = False) -> int:
-        """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest.
+        """The action to take in ``step``: that of ``index``, or for a share of the steps the rarest of its place.
+
+        Where things can be dropped and taken, nearly every state is new, and all its actions are. In a place that is
+        known, what is rare is what could not be done before.
 
         Args:
             step: where to act.
@@ -139,7 +144,7 @@ class Novelty:
         share = self.config.return_try_share if went_back else self.config.try_share
         if not (self.config.try_share or (self.config.return_share and self.config.return_try_share)):
             return index
-        keys = [_number(self._shown(step), action) for action in step.valid_actions]
+        keys = [_number(step.game, _place(step), action) for action in step.valid_actions]
         if rng.random() < share:
             taken = np.array([self._taken.get(key, 0) for key in keys])
             index = int(rng.choice(np.flatnonzero(taken == taken.min())))
@@ -181,8 +186,7 @@ class Novelty:
         first = state not in trail.states
         trail.states.append(state)
         trail.scores.append(step.score)
-        name = step.observation.look.partition("\n")[0]
-        trail.places.append(f"{name} {step.room}")
+        trail.places.append(_place(step))
         if action is not None:
             trail.actions.append(action)
         return first
@@ -206,6 +210,12 @@ class Novelty:
             for keys, counts in (state["entered"], state["taken"])
         )
         self.archive.load_state_dict(state["archive"])
+
+
+def _place(step: Step) -> str:
+    """The room's name, and its number in a story file: it may be dark there."""
+    name = step.observation.look.partition("\n")[0]
+    return f"{name} {step.room}"
 
 
 def _number(*texts: str) -> int:

@@ -28,6 +28,7 @@ NONE, NEW = (
         return_try_share=0.5,
         imitate_share=0.5,
         cross_share=0.0,
+        rare_place_share=0.0,
         carry_share=0.0,
         of=("look",),
     )
@@ -242,7 +243,14 @@ def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     policy = "wm" if policy == "reuse" else policy
     wanders = "random" if policy == "wm_prior" else "own"
     novelty = replace(
-        NEW, try_share=0.3, return_share=0.5, return_policy=wanders, imitate_share=0.3, cross_share=0.3, carry_share=0.2
+        NEW,
+        try_share=0.3,
+        return_share=0.5,
+        return_policy=wanders,
+        imitate_share=0.3,
+        cross_share=0.3,
+        carry_share=0.2,
+        rare_place_share=0.5,
     )
     player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=novelty)
     actor = Actor(envs, GAMES, player, config)
