@@ -2,12 +2,12 @@
 #
 # Variables: PYTHON=python3.12        the Python that makes .venv
 #            PIP_ARGS="..."           more arguments for pip, e.g. an index with CPU builds of PyTorch
-#            TEST_ARGS="tests/unit"   arguments for pytest
+#            TEST_ARGS="tests/unit"   arguments for pytest (default: -n 2, two processes)
 #            PRIORZERO_CACHE=folder   where models are kept (default ~/.cache/priorzero)
 
 PYTHON ?= python3
 PIP_ARGS ?=
-TEST_ARGS ?=
+TEST_ARGS ?= -n 2
 
 RUN := .venv/bin/python
 STAMP := .venv/.installed
