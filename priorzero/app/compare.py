@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from priorzero.app.report import read_curves, steps_to_reach
 
@@ -74,22 +77,48 @@ def compare(folder: Path, fraction: float) -> str:
     return "\n".join(lines)
 
 
+def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and mean scores of runs that were evaluated at steps of their own, along straight lines between these.
+
+    Args:
+        curves: of each run, (environment step, score, ...) of every evaluation, by step.
+
+    Returns:
+        Every run's steps that lie between the first and the last of all runs, and the mean score at each.
+    """
+    starts, ends = zip(*((points[0][0], points[-1][0]) for points in curves), strict=True)
+    steps = np.unique([p[0] for points in curves for p in points if max(starts) <= p[0] <= min(ends)])
+    lines = [np.interp(steps, [p[0] for p in points], [p[1] for p in points]) for points in curves]
+    return steps, np.mean(lines, axis=0)
+
+
 def plot_runs(folder: Path, picture: Path, env_steps: int | None) -> None:
-    """One thin line a run and a thick mean for each kind, up to ``env_steps``."""
+    """One thin line a run and a thick mean for each kind, up to ``env_steps``.
+
+    Raises:
+        FileNotFoundError, ValueError: as `own_curves`; or no run was evaluated so early.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = own_curves(folder)
+    kinds = {
+        kind: [[p for p in points if env_steps is None or p[0] <= env_steps] for points in seeds.values()]
+        for kind, seeds in own_curves(folder).items()
+    }
+    kinds = {kind: [points for points in curves if points] for kind, curves in kinds.items() if any(curves)}
+    if not kinds:
+        raise ValueError(
+            f"no run below {folder} was evaluated within {env_steps} environment steps: ask for more of them"
+        )
     figure, axis = pyplot.subplots(figsize=(7, 3.3 + 0.12 * len(kinds)), layout="constrained")
-    for i, (kind, seeds) in enumerate(kinds.items()):
-        curves = [[p for p in points if env_steps is None or p[0] <= env_steps] for points in seeds.values()]
+    for i, (kind, curves) in enumerate(kinds.items()):
         for points in curves:
             axis.plot([p[0] for p in points], [p[1] for p in points], color=f"C{i}", alpha=0.3, linewidth=1)
-        common = sorted(set.intersection(*({p[0] for p in points} for points in curves)))
-        means = [sum(dict((p[0], p[1]) for p in points)[step] for points in curves) / len(curves) for step in common]
-        axis.plot(common, means, color=f"C{i}", linewidth=2.5, label=f"{kind}, mean of {len(curves)} seeds")
+        steps, means = mean_curve(curves)
+        of = "one seed" if len(curves) == 1 else f"mean of {len(curves)} seeds"
+        axis.plot(steps, means, color=f"C{i}", linewidth=2.5, label=f"{kind}, {of}")
     axis.set(xlabel="environment steps", ylabel="score / maximum")
     if axis.get_ylim()[1] > 0.5:  # else the maximum is out of sight
         axis.set_ylim(-0.03, 1.03)

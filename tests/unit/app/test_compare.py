@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from priorzero.app.compare import compare, plot_runs
+from priorzero.app.compare import compare, mean_curve, plot_runs
 from priorzero.collect.evaluate import interval
 
 
@@ -42,6 +42,21 @@ def test_what_runs_of_a_name_do_not_share_tells_them_apart(tmp_path: Path) -> No
     ]
     plot_runs(tmp_path, tmp_path / "curves.png", None)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_were_evaluated_at_other_steps_have_a_mean() -> None:
+    first = [(100, 0.0, 0.0, 0.0), (200, 1.0, 1.0, 1.0), (300, 0.5, 0.5, 0.5)]
+    second = [(150, 0.5, 0.5, 0.5), (250, 0.25, 0.25, 0.25), (350, 0.0, 0.0, 0.0)]
+    steps, means = mean_curve([first, second])
+    assert steps.tolist() == [150, 200, 250, 300]  # where both have evaluations before and behind
+    assert means.tolist() == [0.5, (1.0 + 0.375) / 2, (0.75 + 0.25) / 2, (0.5 + 0.125) / 2]
+
+
+def test_a_picture_that_ends_before_the_first_evaluation_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", "a", 0, [0, 2])
+    plot_runs(tmp_path, tmp_path / "curves.png", 0)
+    with pytest.raises(ValueError, match="was evaluated within -1 environment steps"):
+        plot_runs(tmp_path, tmp_path / "curves.png", -1)
 
 
 def test_a_resumed_run_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
