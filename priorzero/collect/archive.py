@@ -195,13 +195,13 @@ class Archive:
 
     def _way_to(self, game: str, cell: _Cell, rng: np.random.Generator) -> Way:
         """Its way, or a shorter one that may lead there too: the shortest once, later half of the time another."""
-        walk = cell.walk.without(cell.walk.detours)
+        detours = cell.walk.detours
+        walk = cell.walk.without(detours)
         cells, way = self._cells[game], walk.way
         joins = self._joins(game, walk)
         if joins:  # the latest of the best: what comes before was gone
             way = self._joined(game, walk, min(joins, key=lambda t: (len(cells[walk.states[t]].walk.actions) - t, -t)))
         if len(way.actions) >= cell.attempted:
-            detours = cell.walk.detours
             if detours and rng.random() < 0.5:
                 return Way(cell.walk.seed, cell.walk.without_some(detours, rng).actions, tried=False)
             return cell.walk.way
