@@ -103,8 +103,8 @@ class Actor:
         self.player.env_steps = self.env_steps
         chosen = {slot: d for slot in slots if (d := self._follow(self._episodes[slot])) is not None}
         free = {slot: self._episodes[slot] for slot in slots if slot not in chosen}
-        wanders = self.config.novelty.return_policy == "random"
-        chosen |= {slot: e.wander(self.player.rng) for slot, e in free.items() if wanders and e.goes_back}
+        if self.config.novelty.return_policy != "own":
+            chosen |= {slot: self._wander(e) for slot, e in free.items() if e.goes_back}
         asked = {slot: e for slot, e in free.items() if slot not in chosen}
         if asked:
             decisions = self.player.decide(self.config.policy, list(asked.values()), explore=True)
@@ -120,6 +120,10 @@ class Actor:
         lost, decision = episode.lost, episode.follow()
         self.lost_ways += episode.lost - lost  # valid actions may be missed, and a game may have chances of its own
         return decision
+
+    def _wander(self, episode: Episode) -> Decision:
+        index, episode.errand = self.novelty.wander(episode.step, episode.errand, self.player.rng)
+        return episode.take(index)
 
     def _land(self, slots: Sequence[int]) -> list[Segment]:
         """Take in the answers of these slots. Where an episode ends, a fresh one begins."""
@@ -317,7 +321,7 @@ class Actor:
                 )  # fmt: skip
             elif episode.step.observation.feedback == s["feedback"]:
                 same.add(slot)
-                episode.subtree = subtree_from_state(s["subtree"])
+                episode.subtree, episode.errand = subtree_from_state(s["subtree"]), s["errand"]
             else:
                 log.warning(
                     "game %s, seed %d, did not play back to the checkpoint's state: its episode goes on from where the "

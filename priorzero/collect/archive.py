@@ -7,7 +7,6 @@ to every state is kept, and some episodes begin by walking one of them.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -41,7 +40,6 @@ class Archive:
         self.rare_place_share = rare_place_share
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
         self._best: dict[str, BestWays] = {}  # by game
-        self._exits: dict[str, dict[str, dict[str, str]]] = {}  # by game and place: next places, and how to go
 
     def __len__(self) -> int:
         """States of all games."""
@@ -62,9 +60,6 @@ class Archive:
             visits = 0 if cell is None else cell.visits
             cell = cells[state] = _Cell(walk, trail.places[-1], len(walk.actions), visits)
         cell.visits += first
-        if trail.actions and trail.places[-1] != trail.places[-2]:
-            exits = self._exits.setdefault(game, {}).setdefault(trail.places[-2], {})
-            exits[trail.places[-1]] = trail.actions[-1]
         self.finish(game, trail, solves=solves)
 
     def finish(self, game: str, trail: Trail, *, solves: bool = False) -> None:
@@ -78,10 +73,24 @@ class Archive:
     def _leader(self, game: str) -> Attempt | None:
         return self._best[game].leader if game in self._best else None
 
-    def best(self, game: str) -> Way | None:
-        """The way with the highest score on average, and the fewest actions; None where none made a point."""
-        best = self._leader(game)
-        return None if best is None else Way(None, best.walk.actions)
+    def best(self, game: str, rng: np.random.Generator) -> Way | None:
+        """The way with the highest score on average, and the fewest actions; None where none made a point.
+
+        Half of the time that with the highest score of all, from its own seed, where that is higher: what depends on
+        chance has a low mean, and is shown where it happens.
+        """
+        best = self._model(game, rng)
+        return None if best is None else Way(best[0], best[1].actions)
+
+    def _model(self, game: str, rng: np.random.Generator) -> tuple[int | None, Walk] | None:
+        """What is imitated or shortened, and the seed that it makes its points in, see `best`."""
+        leader = self._leader(game)
+        if leader is None:
+            return None
+        luckiest = self._best[game].luckiest
+        if luckiest is not None and luckiest.scores[-1] > leader.worth and rng.random() < 0.5:
+            return luckiest.seed, luckiest
+        return None, leader.walk
 
     def solved(self, game: str) -> bool:
         """Whether the best way makes every point that the game has, whenever somebody went it."""
@@ -91,20 +100,21 @@ class Archive:
     @property
     def highest_score(self) -> float | None:
         """Of any episode; None where none made a point."""
-        return max((ways.highest for ways in self._best.values() if ways.highest is not None), default=None)
+        return max((ways.luckiest.scores[-1] for ways in self._best.values() if ways.luckiest), default=None)
 
     def shortened(self, game: str, rng: np.random.Generator) -> Way | None:
-        """The best way without some of its actions, to be tried: it may lead elsewhere. None where each made a point.
+        """What `best` gives, without some of its actions, to be tried from any seed. None where each made a point.
 
         Half of the time detours are left out, if there are any: one that is drawn, and a share of the others, from none
         to all. A detour leads back to the same state without a point, as late as can be; or one of the way's states is
         drawn to which a shorter way is known. Else a few actions in a row that made no point: they may have changed
         something, and not what mattered.
         """
-        best = self._leader(game)
-        if best is None or all(best.walk.paid):
+        best = self._model(game, rng)
+        if best is None or all(best[1].paid):
             return None
-        walk, detours, joins = best.walk, best.walk.detours, self._joins(game, best.walk)
+        walk = best[1]
+        detours, joins = walk.detours, self._joins(game, walk)
         if (detours or joins) and rng.random() < 0.5:
             if joins and (not detours or rng.random() < 0.5):
                 return Way(None, self._joined(game, walk, int(rng.choice(joins))).actions, tried=False)
@@ -146,33 +156,6 @@ class Archive:
         cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
         cell.visits += 1
         return self._way_to(game, cell, rng).then(best.actions[t:])
-
-    def carried(self, game: str, rng: np.random.Generator) -> Way | None:
-        """To a state that is drawn, and on from there to any other place, by the shortest way on the map.
-
-        So every place is met with other things in hand. The map has the places that some action led from one to the
-        other, which may be shut now. None where the state's place is the end of the known world.
-        """
-        cell = self._drawn(game, rng)
-        if cell is None:
-            return None
-        paths = self._paths(game, cell.place)
-        if not paths:
-            return None
-        return self._way_to(game, cell, rng).then(paths[int(rng.integers(len(paths)))])
-
-    def _paths(self, game: str, start: str) -> list[tuple[str, ...]]:
-        """The shortest way from a place to every other one."""
-        exits = self._exits.get(game, {})
-        paths: dict[str, tuple[str, ...]] = {start: ()}
-        waiting = deque([start])
-        while waiting:
-            place = waiting.popleft()
-            for other, action in exits.get(place, {}).items():
-                if other not in paths:
-                    paths[other] = (*paths[place], action)
-                    waiting.append(other)
-        return list(paths.values())[1:]
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.
@@ -232,7 +215,8 @@ class Archive:
         """Everything, as tensors and lists of texts and numbers."""
         rows = [(game, cell) for game, cells in self._cells.items() for cell in cells.values()]
         attempts = [(game, attempt) for game, ways in self._best.items() for attempt in ways.attempts]
-        walks = [cell.walk for _, cell in rows] + [attempt.walk for _, attempt in attempts]
+        luckiest = {game: ways.luckiest for game, ways in self._best.items() if ways.luckiest is not None}
+        walks = [cell.walk for _, cell in rows] + [attempt.walk for _, attempt in attempts] + [*luckiest.values()]
         texts = _numbered(chain.from_iterable((game, cell.place) for game, cell in rows))
         actions = _numbered(chain.from_iterable(walk.actions for walk in walks))
         states = _numbered(chain.from_iterable(walk.states for walk in walks))
@@ -252,8 +236,7 @@ class Archive:
             "passed": torch.tensor([states[s] for walk in walks for s in walk.states], dtype=torch.int32),
             "scores": torch.tensor([points[p] for walk in walks for p in walk.scores], dtype=torch.int32),
             "attempts": [(game, attempt.solves, attempt.total, attempt.tries) for game, attempt in attempts],
-            "highest": {game: ways.highest for game, ways in self._best.items()},
-            "exits": {game: {a: dict(b) for a, b in exits.items()} for game, exits in self._exits.items()},
+            "luckiest": list(luckiest),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,10 +258,12 @@ class Archive:
         for (game, place, attempted, visits), walk in zip(rows, walks, strict=False):
             cells = self._cells.setdefault(texts[game], {})
             cells[walk.states[-1]] = _Cell(walk, texts[place], attempted, visits)
-        self._best = {game: BestWays(highest) for game, highest in state["highest"].items()}
-        for (game, solves, total, tries), walk in zip(state["attempts"], walks[len(rows) :], strict=True):
+        best = walks[len(rows) :]
+        self._best = {game: BestWays() for game in state["luckiest"]}
+        for (game, solves, total, tries), walk in zip(state["attempts"], best, strict=False):
             self._best[game].attempts.append(Attempt(walk, solves, total, tries))
-        self._exits = {game: {a: dict(b) for a, b in exits.items()} for game, exits in state["exits"].items()}
+        for game, walk in zip(state["luckiest"], best[len(state["attempts"]) :], strict=True):
+            self._best[game].luckiest = walk
 
 
 def _numbered(things: Iterable[_T]) -> dict[_T, int]:

@@ -48,6 +48,7 @@ class Episode:
     subtree: Subtree | None = None  # what the last search found here
     plan: Plan | None = None  # how it begins, if not as ever
     lost: bool = False  # an action of the plan was not valid
+    errand: str = ""  # the place where it is going, once it went back, see `Novelty.wander`
     trail: Trail = field(init=False)  # the whole episode, see `Novelty`
 
     def __post_init__(self) -> None:
@@ -98,9 +99,9 @@ class Episode:
         one_hot = np.eye(len(valid), dtype=np.float32)[index]
         return Decision(index, one_hot if self.plan.kind == "imitate" else np.zeros(0, np.float32), 0.0)
 
-    def wander(self, rng: np.random.Generator) -> Decision:
-        """A step at random; nobody learns a policy from it."""
-        return Decision(int(rng.integers(len(self.step.valid_actions))), np.zeros(0, np.float32), 0.0)
+    def take(self, index: int) -> Decision:
+        """A step that no policy chose; nobody learns one from it."""
+        return Decision(index, np.zeros(0, np.float32), 0.0)
 
     @property
     def explores(self) -> bool:
@@ -175,6 +176,7 @@ class Episode:
             "actions": self.actions,
             "plan": None if self.plan is None else [list(self.plan.actions), self.plan.kind, list(self.plan.imitates)],
             "lost": self.lost,
+            "errand": self.errand,
             "feedback": self.step.observation.feedback,
             "valid": [list(valid) for valid in self.valid],
             "decisions": [decision_state(decision) for decision in self.decisions],

@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from priorzero.collect.archive import Archive
+from priorzero.collect.atlas import Atlas
 from priorzero.collect.ways import Trail, Way
 from priorzero.types import Observation, Step
 
 TOLD = ("room", "objects")  # what a `Step` tells beside the observation, and the agent does not see
 Kind = Literal["return", "imitate", "trial"]
+ReturnPolicy = Literal["own", "random", "errands"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +37,25 @@ class NoveltyConfig:
     weight: float  # points for a state that was never entered; 0: none
     try_share: float  # of the steps that take the action that was taken least often in their place
     return_share: float  # of the episodes that begin by going back to a state, preferably a rare one with a high score
-    return_policy: Literal["own", "random"]  # who plays on from there: the collector's policy, or random actions
+    return_policy: ReturnPolicy  # who plays on from there: the collector's policy, random actions, or `Novelty.wander`
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
-    carry_share: float  # of these, go to a state, and on from there to any other place
-    rare_place_share: float  # of the states to go back to or to carry from, drawn where fewest were, whatever the score
+    rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
         parts = (*Observation._fields, *TOLD)
-        ways = (self.imitate_share, self.cross_share, self.carry_share)
-        ways = (*ways, round(sum(ways), 9))
+        ways = (self.imitate_share, self.cross_share, round(self.imitate_share + self.cross_share, 9))
         shares = (self.try_share, self.return_share, self.return_try_share, self.rare_place_share, *ways)
         fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
-        fits = fits and self.return_policy in ("own", "random")
+        fits = fits and self.return_policy in get_args(ReturnPolicy)
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
-                "return_try_share, rare_place_share, imitate_share, cross_share, carry_share and the sum of the last "
-                "three lie between 0 and 1, return_policy is own or random, and `of` names one or more of "
-                f"{', '.join(parts)}"
+                "return_try_share, rare_place_share, imitate_share, cross_share and the sum of the last two lie "
+                f"between 0 and 1, return_policy is one of {', '.join(get_args(ReturnPolicy))}, and `of` names one or "
+                f"more of {', '.join(parts)}"
             )
 
 
@@ -65,8 +65,8 @@ class Plan:
 
     ``return``: to a state, to go on from there. ``imitate``: the best way that is known, a policy target (imitation
     after exploration: Madotto et al. 2020, arXiv 2001.08868). ``trial``: a way that nobody went yet, see
-    `Archive.shortened`, `Archive.crossed` and `Archive.carried`: what comes of it is new. The last two leave
-    out actions that are not valid.
+    `Archive.shortened` and `Archive.crossed`: what comes of it is new. The last two leave out actions that are not
+    valid.
     """
 
     seed: int | None
@@ -88,7 +88,8 @@ class Novelty:
         self.config = config
         self._entered: dict[int, int] = {}  # by state
         self._taken: dict[int, int] = {}  # by place and action
-        self.archive = Archive(config.rare_place_share)  # empty where no episode goes back
+        self.archive = Archive(config.rare_place_share)  # empty where no episode goes back, as is the atlas
+        self.atlas = Atlas()
 
     def __len__(self) -> int:
         """States that were entered; counted only where they are rewarded or gone back to."""
@@ -112,17 +113,15 @@ class Novelty:
         way: Way | None = None
         if kind == "imitate":
             way = archive.shortened(game, rng) if rng.random() < 0.5 else None
-            way = way or archive.best(game)
+            way = way or archive.best(game, rng)
         elif share < imitate + self.config.cross_share:
             way = archive.crossed(game, rng)
-        elif share < imitate + self.config.cross_share + self.config.carry_share:
-            way = archive.carried(game, rng)
         if kind == "return" and way is None:
             way = archive.draw(game, rng)
         if way is None:
             return None
         kind = kind if way.tried else "trial"
-        return Plan(way.seed, way.actions, kind, way.actions if kind == "imitate" else ())
+        return Plan(way.seed, way.actions, kind, way.actions if kind == "imitate" and way.seed is None else ())
 
     def finish(self, game: str, trail: Trail, plan: Plan) -> None:
         """An episode with this plan is over: what was imitated is worth the score that it led to."""
@@ -139,17 +138,39 @@ class Novelty:
             step: where to act.
             index: of its valid actions, what the policy chose.
             rng: decides which steps, and between equally rare actions; not asked where both shares are 0.
-            went_back: whether the episode began by going back to a state.
+            went_back: whether the episode began by going back to a state. If it runs errands then, it first takes what
+                was never taken in the place.
         """
         share = self.config.return_try_share if went_back else self.config.try_share
         if not (self.config.try_share or (self.config.return_share and self.config.return_try_share)):
             return index
         keys = [_number(step.game, _place(step), action) for action in step.valid_actions]
-        if rng.random() < share:
-            taken = np.array([self._taken.get(key, 0) for key in keys])
+        taken = np.array([self._taken.get(key, 0) for key in keys])
+        curious = went_back and self.config.return_policy == "errands" and not taken.min()
+        if curious or rng.random() < share:
             index = int(rng.choice(np.flatnonzero(taken == taken.min())))
         self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1
         return index
+
+    def wander(self, step: Step, errand: str, rng: np.random.Generator) -> tuple[int, str]:
+        """How an episode plays on that went back, and does not ask its policy.
+
+        Args:
+            step: where to act.
+            errand: the place that it is going to, if any.
+            rng: decides.
+
+        Returns:
+            Of the valid actions one at random, or the next one on an errand: to carry what one has to a place where it
+            rarely was, see `Atlas.errand`; and the errand, empty where there is none.
+        """
+        valid = step.valid_actions
+        if self.config.return_policy == "errands":
+            routes = self.atlas.routes(step.game, _place(step), valid)
+            target = errand if errand in routes else self.atlas.errand(step.game, step.carried, routes, rng)
+            if target is not None:
+                return valid.index(routes[target][0]), target
+        return int(rng.integers(len(valid))), ""
 
     def visit(self, step: Step, trail: Trail, action: str) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
@@ -161,6 +182,9 @@ class Novelty:
         """
         first = self.mark(step, trail, action)
         if self.config.return_share:
+            self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
+            if first:
+                self.atlas.meet(step.game, trail.places[-1], step.carried)
             solves = 0 < step.max_score <= step.score
             if step.done:
                 self.archive.finish(step.game, trail, solves=solves)
@@ -201,6 +225,7 @@ class Novelty:
             "entered": _tensors(self._entered),
             "taken": _tensors(self._taken),
             "archive": self.archive.state_dict(),
+            "atlas": self.atlas.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -210,6 +235,7 @@ class Novelty:
             for keys, counts in (state["entered"], state["taken"])
         )
         self.archive.load_state_dict(state["archive"])
+        self.atlas.load_state_dict(state["atlas"])
 
 
 def _place(step: Step) -> str:

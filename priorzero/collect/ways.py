@@ -147,9 +147,9 @@ class BestWays:
     from seeds of their own, and a way that luck has made short is worth less than it seemed.
     """
 
-    def __init__(self, highest: float | None = None) -> None:
+    def __init__(self) -> None:
         self.attempts: list[Attempt] = []  # at most one that nobody went again yet
-        self.highest = highest  # score of any episode; None where none made a point
+        self.luckiest: Walk | None = None  # with the highest score of any episode, and then the fewest actions
 
     @property
     def leader(self) -> Attempt | None:
@@ -166,8 +166,9 @@ class BestWays:
         n = trail.scored
         if not n:
             return
-        self.highest = trail.scores[n] if self.highest is None else max(self.highest, trail.scores[n])
         leader, found = self.leader, Attempt(trail.walk(n), solves)
+        if self.luckiest is None or found.walk.rank > self.luckiest.rank:
+            self.luckiest = found.walk
         if leader is not None and found.rank <= leader.rank:
             return
         if any(attempt.walk.actions == found.walk.actions for attempt in self.attempts):

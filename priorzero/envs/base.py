@@ -139,9 +139,11 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         """Identifies where the player is, also where rooms look alike; empty where nobody knows."""
         return ""
 
-    def _object_ids(self) -> str:
-        """Identifies what is in the room and carried, also what closed things hide; empty where nobody knows."""
-        return ""
+    def _things(self) -> tuple[str, tuple[str, ...]]:
+        """What is in the room and carried, also what closed things hide, as a text that identifies it; names of what is
+        carried, sorted, each once. Both are empty where nobody knows.
+        """
+        return "", ()
 
     @abstractmethod
     def _walkthrough(self) -> list[str] | None:
@@ -185,13 +187,15 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         if not valid and not self._over:
             valid = list(FALLBACK_ACTIONS)
             self._empty_valid_actions += 1
+        objects, carried = self._things()
         return {
             "valid_actions": valid,
             "score": float(reply.score),
             "max_score": self.max_score,
             "world_hash": self._world_hash(),
             "room": self._room_id(),
-            "objects": self._object_ids(),
+            "objects": objects,
+            "carried": carried,
             "goal": self.goal,
             "game": self.name,
             "steps": self._steps,

@@ -188,12 +188,13 @@ class JerichoEnv(TextGame):
         location = self._game.get_player_location()
         return "" if location is None else str(location.num)
 
-    def _object_ids(self) -> str:
-        objects = self._game.get_world_objects()
-        within = below(objects, objects[self._game.player_obj_num].parent)
+    def _things(self) -> tuple[str, tuple[str, ...]]:
+        objects, player = self._game.get_world_objects(), self._game.player_obj_num
+        within = below(objects, objects[player].parent)
         # by name: one of many alike is as good as another
         pairs = sorted((objects[objects[number].parent].name, objects[number].name) for number in within)
-        return "; ".join(f"{holder}: {name}" for holder, name in pairs)
+        carried = sorted({objects[number].name for number in below(objects, player)})
+        return "; ".join(f"{holder}: {name}" for holder, name in pairs), tuple(carried)
 
     def _walkthrough(self) -> list[str] | None:
         return self._game.get_walkthrough()

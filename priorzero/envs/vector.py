@@ -244,6 +244,7 @@ def _step(payload: tuple[Any, ...]) -> Step:
         world_hash=info["world_hash"],
         room=info["room"],
         objects=info["objects"],
+        carried=info["carried"],
     )
 
 

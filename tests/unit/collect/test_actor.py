@@ -29,7 +29,6 @@ NONE, NEW = (
         imitate_share=0.5,
         cross_share=0.0,
         rare_place_share=0.0,
-        carry_share=0.0,
         of=("look",),
     )
     for weight in (0.0, 0.5)
@@ -241,7 +240,7 @@ def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     search = replace(make_player().search_config, reuse=policy == "reuse")
     make_player = partial(make_player, search=search)
     policy = "wm" if policy == "reuse" else policy
-    wanders = "random" if policy == "wm_prior" else "own"
+    wanders = {"wm_prior": "random", "random": "errands"}.get(policy, "own")
     novelty = replace(
         NEW,
         try_share=0.3,
@@ -249,7 +248,6 @@ def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
         return_policy=wanders,
         imitate_share=0.3,
         cross_share=0.3,
-        carry_share=0.2,
         rare_place_share=0.5,
     )
     player, config = make_player(), collect_config(policy=policy, groups=groups, novelty=novelty)

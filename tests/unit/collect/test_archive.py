@@ -57,7 +57,8 @@ def test_nothing_is_known_of_a_game_that_was_never_played():
     archive = Archive()
     enter(archive, 1, "n")
     rng = np.random.default_rng(0)
-    assert [archive.draw("another", rng), archive.best("another"), archive.shortened("another", rng)] == [None] * 3
+    ways = (archive.draw, archive.best, archive.shortened, archive.crossed)
+    assert [way("another", rng) for way in ways] == [None] * 4
 
 
 def shares(archive: Archive, ways: list[str], n: int = 3000) -> list[float]:
@@ -130,20 +131,37 @@ def test_a_share_is_drawn_where_fewest_have_been():
 
 
 def test_the_best_way_ends_with_its_last_point():
-    archive = Archive()
+    archive, rng = Archive(), np.random.default_rng(0)
     archive.enter("g", trail("ab", [1, 2, 3]), first=True)
-    assert archive.best("g") is None
+    assert archive.best("g", rng) is None
     assert archive.highest_score is None
     archive.enter("g", trail("abc", [1, 2, 3, 4], paid=(2,), score=5.0), first=True)
-    assert archive.best("g") == Way(None, ("a", "b"))
+    assert archive.best("g", rng) == Way(None, ("a", "b"))
     assert archive.highest_score == 5.0
     archive.enter("g", trail("a", [1, 3], paid=(1,), score=5.0), first=True)
-    assert archive.best("g") == Way(None, ("a",))  # as many, sooner
+    assert archive.best("g", rng) == Way(None, ("a",))  # as many, sooner
     archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3), score=6.0), first=True)
-    assert archive.best("g") == Way(None, ("a", "b", "c"))
+    assert archive.best("g", rng) == Way(None, ("a", "b", "c"))
     archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), score=9.0, seed=1))
-    assert archive.best("g") == Way(None, ("a", "b", "c", "d"))
+    assert archive.best("g", rng) == Way(None, ("a", "b", "c", "d"))
     assert 7 not in archive._cells["g"]  # an end is nowhere to go back to
+
+
+def test_luck_is_shown_where_it_happened():
+    archive, rng = Archive(), np.random.default_rng(0)
+    archive.enter("g", trail("ab", [1, 2, 3], paid=(2,), score=5.0, seed=7), first=True)
+    mean, lucky = Way(None, ("a", "b")), Way(8, ("c", "d", "e"))
+    archive.tested("g", mean.actions, 5.0)
+    assert {archive.best("g", rng) for _ in range(40)} == {mean}
+    archive.enter("g", trail("cde", [1, 4, 5, 6], paid=(3,), score=9.0, seed=8), first=True)
+    assert {archive.best("g", rng) for _ in range(40)} == {Way(None, lucky.actions)}  # as far as is known
+    archive.tested("g", lucky.actions, 0.0)  # (9 + 0) / 2 on average
+    found = Counter(archive.best("g", rng) for _ in range(400))
+    assert set(found) == {mean, lucky}
+    assert abs(found[lucky] / 400 - 0.5) < 0.08
+    assert archive.highest_score == 9.0
+    tried = {archive.shortened("g", rng) for _ in range(200)}  # both, and from any seed
+    assert tried == {Way(None, actions, tried=False) for actions in (("b",), ("e",), ("c", "e"), ("d", "e"))}
 
 
 def shortened(archive: Archive, n: int = 400) -> dict[str, int]:
@@ -256,26 +274,6 @@ def test_the_best_way_is_tried_behind_shorter_ones():
     assert sum(set(way) <= set("abcd") for way in found.elements()) == 400 - found["xd"]  # else as ever
 
 
-def test_things_are_carried_to_every_place_on_the_map():
-    archive, rng = Archive(), np.random.default_rng(0)
-    assert archive.carried("g", rng) is None
-    seen = Trail(3, [0], ["hall"], [0.0], [])
-    for state, place, action in ((1, "hall", "take key"), (2, "attic", "up"), (3, "hall", "down"), (4, "yard", "out")):
-        seen.states.append(state)
-        seen.places.append(place)
-        seen.scores.append(0.0)
-        seen.actions.append(action)
-        archive.enter("g", seen, first=True)
-    found = Counter(archive.carried("g", rng) for _ in range(400))
-    assert found.pop(None) > 0  # from the yard no way back is known
-    assert {way.seed for way in found} == {3}
-    assert not any(way.tried for way in found)
-    key = ("take key",)
-    from_hall = {(*key, "up"), (*key, "out"), (*key, "up", "down", "up"), (*key, "up", "down", "out")}
-    from_attic = {(*key, "up", "down"), (*key, "up", "down", "out")}
-    assert {way.actions for way in found} == from_hall | from_attic
-
-
 trails = st.lists(
     st.tuples(
         st.sampled_from("ab"),
@@ -306,13 +304,11 @@ def test_everything_survives_a_checkpoint(entries):
             assert archive.draw(game, rngs[0]) == other.draw(game, rngs[1])
             assert archive.shortened(game, rngs[0]) == other.shortened(game, rngs[1])
             assert archive.crossed(game, rngs[0]) == other.crossed(game, rngs[1])
-            assert archive.carried(game, rngs[0]) == other.carried(game, rngs[1])
-        assert archive.best(game) == other.best(game)
-        for _ in range(2):  # what leads then depends on what was tried how often
-            if (best := archive.best(game)) is not None:
+            best = archive.best(game, rngs[0])
+            assert best == other.best(game, rngs[1])
+            if best is not None:  # what leads then depends on what was tried how often
                 archive.tested(game, best.actions, -9.0)
                 other.tested(game, best.actions, -9.0)
-            assert archive.best(game) == other.best(game)
     assert archive.highest_score == other.highest_score
 
 
@@ -322,9 +318,8 @@ def test_a_shortened_way_keeps_what_made_points(steps, seed):
     states, paid = [0, *(state for state, _ in steps)], [p for _, p in steps]
     archive = Archive()
     scores = [float(sum(paid[:n])) for n in range(len(states))]
-    archive.enter(
-        "g", Trail(0, states, ["room"] * len(states), scores, [str(n) for n in range(len(steps))]), first=True
-    )
+    way = Trail(0, states, ["room"] * len(states), scores, [str(t) for t in range(len(steps))])
+    archive.enter("g", way, first=True)
     shorter = archive.shortened("g", np.random.default_rng(seed))
     if shorter is None:
         return

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from priorzero.collect.novelty import Novelty, NoveltyConfig
+from priorzero.collect.novelty import Novelty, NoveltyConfig, Plan
 from priorzero.collect.ways import Trail
 from priorzero.types import Observation, Step
 
@@ -24,7 +24,6 @@ def make(
             return_try_share=0.5,
             imitate_share=0.5,
             cross_share=0.0,
-            carry_share=0.0,
             rare_place_share=0.0,
             of=of,
         )
@@ -120,7 +119,6 @@ def test_counts_survive():
         {"try_share": 1.1},
         {"rare_place_share": -0.1},
         {"imitate_share": 0.6, "cross_share": 0.5},
-        {"imitate_share": 0.4, "cross_share": 0.4, "carry_share": 0.3},
         {"return_policy": "nobody"},
         {"of": ()},
         {"of": ("smell",)},
@@ -129,7 +127,7 @@ def test_counts_survive():
 def test_what_cannot_be_is_refused(changes):
     with pytest.raises(
         ValueError,
-        match=r"collector\.novelty is .*own or random.*one or more of feedback, look, inventory, score, room, objects",
+        match=r"collector\.novelty is .*own, random, errands.*more of feedback, look, inventory, score, room, objects",
     ):
         NoveltyConfig(
             **(
@@ -141,7 +139,6 @@ def test_what_cannot_be_is_refused(changes):
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
                     "cross_share": 0.0,
-                    "carry_share": 0.0,
                     "rare_place_share": 0.0,
                     "of": ("look",),
                 }
@@ -200,6 +197,18 @@ def test_what_was_imitated_is_worth_the_score_behind_it():
     assert way.tries == 3
 
 
+def test_luck_is_imitated_in_its_seed_and_not_counted():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, imitate_share=1.0)
+    played(novelty, ("hall", 5.0), seed=3)
+    novelty.archive.tested("g", ("to hall",), 5.0)
+    played(novelty, ("attic", 9.0), seed=4)
+    novelty.archive.tested("g", ("to attic",), 0.0)
+    plans = {novelty.begin("g", rng) for _ in range(40)}
+    hall, attic = ("to hall",), ("to attic",)
+    assert plans == {Plan(None, hall, "imitate", hall), Plan(4, attic, "imitate")}
+
+
 def test_without_imitation_episodes_go_back_only():
     novelty = Novelty(replace(make(return_share=1.0).config, imitate_share=0.0))
     played(novelty, ("hall", 5.0), ("start", 0.0), ("garden", 1.0))
@@ -242,18 +251,6 @@ def test_a_share_of_the_episodes_crosses():
     assert abs(len(crossed) / 400 - 0.5) < 0.08
 
 
-def test_a_share_of_the_episodes_carries():
-    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
-    novelty.config = replace(novelty.config, imitate_share=0.3, cross_share=0.1, carry_share=0.4)
-    played(novelty, ("hall", 1.0), seed=3)
-    assert {novelty.begin("g", rng).actions for _ in range(40)} == {("to hall",)}  # nothing is known behind it
-    played(novelty, ("hall", 1.0), ("garden", 0.0), ("hall", 0.0), seed=3)
-    plans = [novelty.begin("g", rng) for _ in range(400)]
-    carried = [plan for plan in plans if plan.kind == "trial"]
-    assert {plan.actions for plan in carried} <= {("to hall", "to garden"), ("to hall", "to garden", "to hall")}
-    assert abs(len(carried) / 400 - 0.4) < 0.08
-
-
 def test_a_share_of_the_episodes_goes_back():
     novelty, rng = make(return_share=0.2), np.random.default_rng(0)
     played(novelty, ("hall", 5.0))
@@ -272,7 +269,7 @@ def test_an_end_is_remembered_only_as_the_best():
     trail = played(make(return_share=1.0), ("hall", 5.0))
     novelty.visit(replace(step("the end"), reward=2.0, score=7.0, terminated=True), trail, "win")
     assert len(novelty.archive) == known
-    assert novelty.archive.best("g").actions == ("to hall", "win")
+    assert novelty.archive.best("g", np.random.default_rng(0)).actions == ("to hall", "win")
 
 
 def test_who_went_back_tries_more():
@@ -281,3 +278,53 @@ def test_who_went_back_tries_more():
     chosen = [novelty.choose(two, 0, rng, went_back=went_back) for went_back in (False, True) for _ in range(2000)]
     assert sum(chosen[:2000]) == 0
     assert abs(sum(chosen[2000:]) / 2000 - 0.5) < 0.04  # half of the steps, in which the other action is the rarer one
+
+
+def errand(novelty: Novelty, where: Step, going: str = "", seed: int = 0) -> tuple[str, str]:
+    index, target = novelty.wander(where, going, np.random.default_rng(seed))
+    return where.valid_actions[index], target
+
+
+def test_errands_bring_things_to_where_they_rarely_were():
+    """From a hall with two doors; the garden lies behind the kitchen."""
+    novelty = make(return_share=1.0)
+    novelty.config = replace(novelty.config, return_policy="errands")
+    trail = Trail(0)
+    hall, kitchen, cellar, garden = (
+        replace(step(name, actions=("look", *exits)), carried=("key",))
+        for name, exits in (("hall", ("in", "down")), ("kitchen", ("out", "on")), ("cellar", ("up",)), ("garden", ()))
+    )
+    novelty.mark(hall, trail)
+    for entered, action in ((kitchen, "in"), (garden, "on"), (kitchen, "back"), (hall, "out"), (cellar, "down")):
+        novelty.visit(entered, trail, action)
+    for _ in range(10_000):
+        novelty.atlas.meet("g", "kitchen ", ("key",))
+        novelty.atlas.meet("g", "cellar ", ("key",))
+    assert {errand(novelty, hall, seed=n) for n in range(9)} == {("in", "garden ")}
+    assert errand(novelty, kitchen, "garden ") == ("on", "garden ")  # goes on
+    assert errand(novelty, garden, "garden ")[1] in ("kitchen ", "")  # is there: from where no way back is valid
+    shut = replace(hall, valid_actions=("down", "look"))
+    assert errand(novelty, shut, "garden ") == ("down", "cellar ")  # another errand
+    empty = replace(hall, carried=())
+    assert {errand(novelty, empty, seed=n)[0] for n in range(40)} == {"look", "in", "down"}  # at random
+    novelty.config = replace(novelty.config, return_policy="random")
+    assert {errand(novelty, hall, seed=n) for n in range(40)} == {("look", ""), ("in", ""), ("down", "")}
+
+
+def test_an_errand_is_left_for_what_was_never_done():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, return_policy="errands", return_try_share=0.0, try_share=0.5)
+    two = step("kitchen", actions=("a", "b", "c"))
+    assert {novelty.choose(two, 0, rng, went_back=True) for _ in range(3)} == {0, 1, 2}
+    assert {novelty.choose(two, 0, rng, went_back=True) for _ in range(9)} == {0}
+
+
+def test_the_map_survives_a_checkpoint():
+    novelty, other = make(return_share=1.0), make(return_share=1.0)
+    trail = played(novelty, ("hall", 1.0))
+    novelty.visit(replace(step("attic"), carried=("key",)), trail, "up")
+    other.load_state_dict(novelty.state_dict())
+    assert other.atlas.state_dict() == novelty.atlas.state_dict()
+    assert other.atlas.state_dict()["met"] == {"g": {"hall ": {}, "attic ": {"key": 1}}}
+    novelty.visit(step("hall"), trail, "down")
+    assert other.atlas.state_dict() != novelty.atlas.state_dict()  # a copy

@@ -46,7 +46,9 @@ def test_luck_does_not_lead():
     for _ in range(2):
         ways.tested(tuple("abbb"), 3.0)  # (9 + 3 + 3) / 3 = 5, by more actions
     assert leads(ways) == "aab"
-    assert ways.highest == 9.0
+    assert "".join(ways.luckiest.actions) == "abbb"
+    found(ways, "bbb", 9.0)  # with fewer actions
+    assert ("".join(ways.luckiest.actions), ways.luckiest.scores[-1]) == ("bbb", 9.0)
 
 
 def test_the_eight_best_are_kept():
@@ -63,4 +65,4 @@ def test_without_points_there_is_no_way():
     ways = BestWays()
     ways.compare(trail("ab", 0.0, -5.0), solves=False)
     ways.tested(("a", "b"), 3.0)
-    assert (ways.leader, ways.highest, ways.attempts) == (None, None, [])
+    assert (ways.leader, ways.luckiest, ways.attempts) == (None, None, [])
