@@ -24,6 +24,7 @@ _T = TypeVar("_T", bound=Hashable)
 class _Cell:
     walk: Walk
     place: str
+    things: tuple[str, ...]  # names of what is carried there
     attempted: int  # actions of the shortest way that was tried
     visits: int = 0  # episodes that came by, or were sent there
 
@@ -58,7 +59,7 @@ class Archive:
         cell = cells.get(state)
         if cell is None or walk.rank > cell.walk.rank:
             visits = 0 if cell is None else cell.visits
-            cell = cells[state] = _Cell(walk, trail.places[-1], len(walk.actions), visits)
+            cell = cells[state] = _Cell(walk, trail.places[-1], trail.things, len(walk.actions), visits)
         cell.visits += first
         self.finish(game, trail, solves=solves)
 
@@ -170,8 +171,9 @@ class Archive:
         proportional to its weight / n: most episodes begin where the points are, unless all is known there. Then one of
         its places and one of that place's states, in the same proportions.
 
-        A share of ``rare_place_share`` is drawn without regard to points: a place, proportional to 1 / the visits of
-        its states, then one of these, proportional to 1 / sqrt(visits). So what was found last is soon gone back to.
+        A share of ``rare_place_share`` is drawn without regard to points: a place, or a place with one of the things
+        that were carried there, proportional to 1 / the visits of its states, then one of these, proportional to
+        1 / sqrt(visits). So what was found last is soon gone back to, and what was brought farthest.
         """
         cell = self._drawn(game, rng)
         return None if cell is None else self._way_to(game, cell, rng)
@@ -197,11 +199,17 @@ class Archive:
         if not cells:
             return None
         rarity = _rarity(cells)
-        _, place = np.unique([cell.place for cell in cells], return_inverse=True)
         if self.rare_place_share and rng.random() < self.rare_place_share:
-            visits = np.bincount(place, rarity**-2)
-            weight = rarity / np.bincount(place, rarity)[place] / visits[place]
+            pairs = _numbered((cell.place, thing) for cell in cells for thing in ("", *cell.things))
+            state, pair = np.array(
+                [(n, pairs[cell.place, thing]) for n, cell in enumerate(cells) for thing in ("", *cell.things)]
+            ).T
+            shares = (
+                rarity[state] / np.bincount(pair, rarity[state])[pair] / np.bincount(pair, rarity[state] ** -2)[pair]
+            )
+            weight = np.bincount(state, shares)
         else:
+            _, place = np.unique([cell.place for cell in cells], return_inverse=True)
             scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
             pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
             root = states**0.5  # of the states of each place with a score
@@ -218,18 +226,20 @@ class Archive:
         luckiest = {game: ways.luckiest for game, ways in self._best.items() if ways.luckiest is not None}
         walks = [cell.walk for _, cell in rows] + [attempt.walk for _, attempt in attempts] + [*luckiest.values()]
         texts = _numbered(chain.from_iterable((game, cell.place) for game, cell in rows))
+        things = _numbered(cell.things for _, cell in rows)
         actions = _numbered(chain.from_iterable(walk.actions for walk in walks))
         states = _numbered(chain.from_iterable(walk.states for walk in walks))
         points = _numbered(chain.from_iterable(walk.scores for walk in walks))
         return {
             "texts": list(texts),
+            "things": list(things),
             "actions": list(actions),
             "states": torch.tensor(list(states), dtype=torch.int64),
             "points": torch.tensor(list(points), dtype=torch.float64),
             "cells": torch.tensor(
-                [(texts[game], texts[cell.place], cell.attempted, cell.visits) for game, cell in rows],
+                [(texts[g], texts[cell.place], things[cell.things], cell.attempted, cell.visits) for g, cell in rows],
                 dtype=torch.int64,
-            ).reshape(-1, 4),
+            ).reshape(-1, 5),
             "seeds": torch.tensor([walk.seed for walk in walks], dtype=torch.int64),
             "lengths": torch.tensor([len(walk.actions) for walk in walks], dtype=torch.int64),
             "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
@@ -255,9 +265,9 @@ class Archive:
         ]
         self._cells = {}
         rows = state["cells"].tolist()
-        for (game, place, attempted, visits), walk in zip(rows, walks, strict=False):
+        for (game, place, carried, attempted, visits), walk in zip(rows, walks, strict=False):
             cells = self._cells.setdefault(texts[game], {})
-            cells[walk.states[-1]] = _Cell(walk, texts[place], attempted, visits)
+            cells[walk.states[-1]] = _Cell(walk, texts[place], state["things"][carried], attempted, visits)
         best = walks[len(rows) :]
         self._best = {game: BestWays() for game in state["luckiest"]}
         for (game, solves, total, tries), walk in zip(state["attempts"], best, strict=False):

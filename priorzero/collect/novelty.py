@@ -211,6 +211,7 @@ class Novelty:
         trail.states.append(state)
         trail.scores.append(step.score)
         trail.places.append(_place(step))
+        trail.things = step.carried
         if action is not None:
             trail.actions.append(action)
         return first

@@ -33,6 +33,7 @@ class Trail:
     places: list[str] = field(default_factory=list)  # where they are; a place has many states
     scores: list[float] = field(default_factory=list)  # in them
     actions: list[str] = field(default_factory=list)  # one less
+    things: tuple[str, ...] = ()  # names of what is carried now
 
     @property
     def scored(self) -> int:

@@ -58,6 +58,9 @@ class Corridor(TextGame):
     def _world_hash(self) -> str:
         return f"{self.room} {self.reached} {self.taken}"
 
+    def _things(self) -> tuple[str, tuple[str, ...]]:
+        return "", ("lantern",)
+
     def _walkthrough(self) -> list[str] | None:
         return ["go east"] * (self.spec.length - 1) + ["take coin"]
 

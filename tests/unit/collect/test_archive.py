@@ -18,10 +18,11 @@ def trail(
     *,
     seed: int = 0,
     place: str = "room",
+    things: tuple[str, ...] = (),
 ) -> Trail:
     """An episode of one-letter actions; ``paid`` are the numbers, from 1, of those that made a point."""
     scores = [score - sum(number > n for number in paid) for n in range(len(states))]
-    return Trail(seed, states, [f"behind {place}"] * (len(states) - 1) + [place], scores, list(actions))
+    return Trail(seed, states, [f"behind {place}"] * (len(states) - 1) + [place], scores, list(actions), things)
 
 
 def enter(
@@ -32,10 +33,12 @@ def enter(
     *,
     game: str = "g",
     place: str = "room",
+    things: tuple[str, ...] = (),
     first: bool = True,
 ):
     states = [*range(100, 100 + len(actions)), state]
-    archive.enter(game, trail(actions, states, score=score, seed=len(actions), place=place), first=first)
+    way = trail(actions, states, score=score, seed=len(actions), place=place, things=things)
+    archive.enter(game, way, first=first)
 
 
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
@@ -128,6 +131,17 @@ def test_a_share_is_drawn_where_fewest_have_been():
     # places 1/1 and 1/5 of a visit, then 1/sqrt(4) and 1/sqrt(1)
     expected = [5 / 6, 1 / 6 * 1 / 3, 1 / 6 * 2 / 3]
     assert np.allclose(shares(archive, ["n", "ss", "sss"]), expected, atol=0.02)
+
+
+def test_a_place_is_rare_with_a_thing_that_was_rarely_there():
+    archive = Archive(rare_place_share=1.0)
+    for state, visits, things in ((1, 9, ()), (2, 4, ("lamp",)), (3, 1, ("key", "lamp"))):
+        for _ in range(visits):
+            enter(archive, state, "n" * state, place="hall", things=things)
+    # hall 1/14, with the lamp 1/5, with the key 1/1; states 1/3, 1/2 and 1/1 of 11/6, with the lamp 1/2 and 1/1 of 3/2
+    hall, lamp, key = (share / (1 / 14 + 1 / 5 + 1) for share in (1 / 14, 1 / 5, 1))
+    expected = [hall * 2 / 11, hall * 3 / 11 + lamp / 3, hall * 6 / 11 + lamp * 2 / 3 + key]
+    assert np.allclose(shares(archive, ["n", "nn", "nnn"]), expected, atol=0.02)
 
 
 def test_the_best_way_ends_with_its_last_point():
@@ -286,11 +300,12 @@ trails = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(trails)
 def test_everything_survives_a_checkpoint(entries):
-    archive, other = Archive(), Archive()
+    archive, other = Archive(rare_place_share=0.5), Archive(rare_place_share=0.5)
     for game, steps, score in entries:
         scores = [score, *(score + sum(p for *_, p in steps[: n + 1]) for n in range(len(steps)))]
         places = [f"room {state % 3}" for state in (0, *(s for _, s, _ in steps))]
-        way = Trail(3, [0, *(s for _, s, _ in steps)], places, scores, [a for a, _, _ in steps])
+        things = ("key", "lamp")[: score % 3]
+        way = Trail(3, [0, *(s for _, s, _ in steps)], places, scores, [a for a, _, _ in steps], things)
         archive.enter(game, way, first=True)
         archive.tested(game, tuple(way.actions[: way.scored]), 1.0)
     file = io.BytesIO()
