@@ -53,13 +53,13 @@ class Atlas:
         """Where to carry these things, which counts as if they had been there; None where there is nothing or nowhere.
 
         A place is drawn proportional to the sum of 1 / (1 + how often it was met) over the things, divided by the
-        actions that lead there.
+        square of the actions that lead there: what is near is brought first.
         """
         if not things or not routes:
             return None
         met = self._met.get(game, {})
         rarity = [sum(1 / (1 + met.get(place, {}).get(thing, 0)) for thing in things) for place in routes]
-        weight = np.array(rarity) / [length for _, length in routes.values()]
+        weight = np.array(rarity) / [length**2 for _, length in routes.values()]
         place = list(routes)[int(rng.choice(len(routes), p=weight / weight.sum()))]
         self.meet(game, place, things)
         return place
