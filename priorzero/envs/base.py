@@ -140,8 +140,8 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         return ""
 
     def _things(self) -> tuple[str, tuple[str, ...]]:
-        """What is in the room and carried, also what closed things hide, as a text that identifies it; names of what is
-        carried, sorted, each once. Both are empty where nobody knows.
+        """A text that identifies what is in the room and carried, also what closed things hide, and what is carried and
+        in what ("match in raincoat"), sorted, each once. Both are empty where nobody knows.
         """
         return "", ()
 

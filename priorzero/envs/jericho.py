@@ -193,8 +193,9 @@ class JerichoEnv(TextGame):
         within = below(objects, objects[player].parent)
         # by name: one of many alike is as good as another
         pairs = sorted((objects[objects[number].parent].name, objects[number].name) for number in within)
-        carried = sorted({objects[number].name for number in below(objects, player)})
-        return "; ".join(f"{holder}: {name}" for holder, name in pairs), tuple(carried)
+        held = (objects[number] for number in below(objects, player))
+        carried = {o.name if o.parent == player else f"{o.name} in {objects[o.parent].name}" for o in held}
+        return "; ".join(f"{holder}: {name}" for holder, name in pairs), tuple(sorted(carried))
 
     def _walkthrough(self) -> list[str] | None:
         return self._game.get_walkthrough()

@@ -35,7 +35,7 @@ class Step:
     world_hash: str = ""  # identifies the state of the game world
     room: str = ""  # identifies where the player is, also where rooms look alike; empty where the game does not tell
     objects: str = ""  # identifies what is in the room and carried, also what closed things hide; empty likewise
-    carried: tuple[str, ...] = ()  # names of what the player carries, sorted, each once; empty likewise
+    carried: tuple[str, ...] = ()  # what the player has, "match in raincoat" too, sorted, each once; empty likewise
     fault: str = ""  # why the worker was replaced; empty in normal running
 
     @property

@@ -239,4 +239,4 @@ def test_what_a_closed_bag_hides_is_told(envs: VectorEnv, games_dir: Path):
     assert len({without.objects, hidden.objects, elsewhere.objects}) == 3
     again = replay(envs, spec, [*coat, *left, "northeast", "southwest"], seed=1)[-1]
     assert again.objects == elsewhere.objects
-    assert (without.carried, hidden.carried) == (("raincoat",), ("match", "raincoat"))
+    assert (without.carried, hidden.carried) == (("raincoat",), ("match in raincoat", "raincoat"))
