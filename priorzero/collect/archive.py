@@ -171,9 +171,10 @@ class Archive:
         proportional to its weight / n: most episodes begin where the points are, unless all is known there. Then one of
         its places and one of that place's states, in the same proportions.
 
-        A share of ``rare_place_share`` is drawn without regard to points: a place, or a place with one of the things
-        that were carried there, proportional to 1 / the visits of its states, then one of these, proportional to
-        1 / sqrt(visits). So what was found last is soon gone back to, and what was brought farthest.
+        A share of ``rare_place_share`` is drawn without regard to points: one of the things that were ever carried, or
+        none, proportional to 1 / the visits of the states with it, then one of the places where it was, likewise, and
+        one of its states there, proportional to 1 / sqrt(visits). So what was found last is soon gone back to, and what
+        was brought farthest.
         """
         cell = self._drawn(game, rng)
         return None if cell is None else self._way_to(game, cell, rng)
@@ -200,14 +201,7 @@ class Archive:
             return None
         rarity = _rarity(cells)
         if self.rare_place_share and rng.random() < self.rare_place_share:
-            pairs = _numbered((cell.place, thing) for cell in cells for thing in ("", *cell.things))
-            state, pair = np.array(
-                [(n, pairs[cell.place, thing]) for n, cell in enumerate(cells) for thing in ("", *cell.things)]
-            ).T
-            shares = (
-                rarity[state] / np.bincount(pair, rarity[state])[pair] / np.bincount(pair, rarity[state] ** -2)[pair]
-            )
-            weight = np.bincount(state, shares)
+            weight = _rare(cells, rarity)
         else:
             _, place = np.unique([cell.place for cell in cells], return_inverse=True)
             scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
@@ -279,6 +273,18 @@ class Archive:
 def _numbered(things: Iterable[_T]) -> dict[_T, int]:
     """A number for each different one, from 0 on, in order."""
     return {thing: n for n, thing in enumerate(dict.fromkeys(things))}
+
+
+def _rare(cells: Sequence[_Cell], rarity: np.ndarray) -> np.ndarray:
+    """The share of each [n] where a thing is drawn first, then a place, then a state; "" stands for no thing."""
+    held = [(n, cell.place, thing) for n, cell in enumerate(cells) for thing in ("", *cell.things)]
+    pairs, things = _numbered(row[1:] for row in held), _numbered(row[2] for row in held)
+    state, pair = np.array([(n, pairs[place, thing]) for n, place, thing in held]).T
+    thing = np.array([things[thing] for _, thing in pairs])  # of each pair
+    visits = np.bincount(pair, rarity[state] ** -2)
+    weight = 1 / visits / np.bincount(thing, 1 / visits)[thing] / np.bincount(thing, visits)[thing]
+    shares = (weight / np.bincount(pair, rarity[state]))[pair] * rarity[state]
+    return np.bincount(state, shares)
 
 
 def _rarity(cells: Sequence[_Cell]) -> np.ndarray:

@@ -133,15 +133,23 @@ def test_a_share_is_drawn_where_fewest_have_been():
     assert np.allclose(shares(archive, ["n", "ss", "sss"]), expected, atol=0.02)
 
 
-def test_a_place_is_rare_with_a_thing_that_was_rarely_there():
+def test_what_is_rarely_carried_is_drawn_first_and_where_it_rarely_was():
     archive = Archive(rare_place_share=1.0)
-    for state, visits, things in ((1, 9, ()), (2, 4, ("lamp",)), (3, 1, ("key", "lamp"))):
+    for state, visits, place, things in (
+        (1, 9, "hall", ()),
+        (2, 4, "hall", ("lamp",)),
+        (3, 1, "attic", ("lamp",)),
+        (4, 1, "attic", ("key", "lamp")),
+    ):
         for _ in range(visits):
-            enter(archive, state, "n" * state, place="hall", things=things)
-    # hall 1/14, with the lamp 1/5, with the key 1/1; states 1/3, 1/2 and 1/1 of 11/6, with the lamp 1/2 and 1/1 of 3/2
-    hall, lamp, key = (share / (1 / 14 + 1 / 5 + 1) for share in (1 / 14, 1 / 5, 1))
-    expected = [hall * 2 / 11, hall * 3 / 11 + lamp / 3, hall * 6 / 11 + lamp * 2 / 3 + key]
-    assert np.allclose(shares(archive, ["n", "nn", "nnn"]), expected, atol=0.02)
+            enter(archive, state, "n" * state, place=place, things=things)
+    # nothing 1/15, the lamp 1/6, the key 1/1; the hall 1/13 and the attic 1/2 without the lamp, 1/4 and 1/2 with it
+    nothing, lamp, key = (share / (1 / 15 + 1 / 6 + 1) for share in (1 / 15, 1 / 6, 1))
+    hall, attic = nothing * 2 / 15, nothing * 13 / 15
+    # states of the hall 1/3 and 1/2, with the lamp one; of the attic both once
+    expected = [hall * 2 / 5, hall * 3 / 5 + lamp / 3, attic / 2 + lamp / 3, attic / 2 + lamp / 3 + key]
+    assert np.allclose(sum(expected), 1.0)
+    assert np.allclose(shares(archive, ["n", "nn", "nnn", "nnnn"]), expected, atol=0.02)
 
 
 def test_the_best_way_ends_with_its_last_point():
