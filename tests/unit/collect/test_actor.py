@@ -233,14 +233,23 @@ def test_a_way_that_is_lost_is_left(envs, make_player):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
     ("policy", "ticks"),
-    [("prior", 0), ("random", 4), ("wm_prior", 4), ("reuse", 4), ("prior", 11), ("wm_prior", 11), ("reuse", 11)],
+    [
+        ("prior", 0),
+        ("random", 4),
+        ("errands", 4),
+        ("wm_prior", 4),
+        ("reuse", 4),
+        ("prior", 11),
+        ("wm_prior", 11),
+        ("reuse", 11),
+    ],
 )
 def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     """Running episodes are played again; what comes after is what would have come."""
     search = replace(make_player().search_config, reuse=policy == "reuse")
     make_player = partial(make_player, search=search)
-    policy = "wm" if policy == "reuse" else policy
-    wanders = {"wm_prior": "random", "random": "errands"}.get(policy, "own")
+    wanders = {"wm_prior": "random", "errands": "errands"}.get(policy, "own")
+    policy = {"reuse": "wm", "errands": "random"}.get(policy, policy)
     novelty = replace(
         NEW,
         try_share=0.3,
@@ -254,6 +263,8 @@ def test_goes_on_from_its_state(policy, ticks, groups, envs, make_player):
     actor = Actor(envs, GAMES, player, config)
     for _ in range(ticks):
         actor.tick()
+    if wanders == "errands":
+        assert any(actor.tick() and any(episode.errand for episode in actor._episodes) for _ in range(300))
     state, vocabulary = saved(actor.state_dict()), player.vocabulary.state_dict()
     expected = [segment for _ in range(10) for segment in actor.tick()]
     other = make_player(seed=1)
