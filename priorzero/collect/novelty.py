@@ -182,14 +182,14 @@ class Novelty:
         """
         first = self.mark(step, trail, action)
         if self.config.return_share:
-            self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
-            if first:
-                self.atlas.meet(step.game, trail.places[-1], step.carried)
             solves = 0 < step.max_score <= step.score
             if step.done:
                 self.archive.finish(step.game, trail, solves=solves)
             else:
                 self.archive.enter(step.game, trail, first=first, solves=solves)
+                self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
+                if first:
+                    self.atlas.meet(step.game, trail.places[-1], step.carried)
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]

@@ -269,6 +269,7 @@ def test_an_end_is_remembered_only_as_the_best():
     trail = played(make(return_share=1.0), ("hall", 5.0))
     novelty.visit(replace(step("the end"), reward=2.0, score=7.0, terminated=True), trail, "win")
     assert len(novelty.archive) == known
+    assert "the end " not in novelty.atlas.routes("g", "hall ", ("win",))  # nor to carry things to
     assert novelty.archive.best("g", np.random.default_rng(0)).actions == ("to hall", "win")
 
 
