@@ -19,7 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from priorzero.collect.episode import Decision, Episode, decision_from_state, decision_state, subtree_from_state
+from priorzero.collect.episode import (
+    Decision,
+    Episode,
+    decision_from_state,
+    decision_state,
+    past_decision,
+    past_intrinsic,
+    past_plan,
+    subtree_from_state,
+)
 from priorzero.collect.novelty import Novelty, NoveltyConfig, Plan
 from priorzero.collect.player import Player
 from priorzero.envs.base import GameSpec
@@ -290,18 +299,18 @@ class Actor:
         """Play the saved episodes again; the slots in which that led to the same state as before."""
         slots = range(len(saved))
         starts = [
-            _Start(slot, by_name[s["game"]], s["seed"], s["number"], _past_plan(s), s["lost"])
+            _Start(slot, by_name[s["game"]], s["seed"], s["number"], past_plan(s), s["lost"])
             for slot, s in zip(slots, saved, strict=True)
         ]
         self._episodes = self._begin(self._ask(starts))
         lost: set[int] = set()
         for t in range(max(len(s["actions"]) for s in saved)):
             due = [i for i in slots if i not in lost and t < len(saved[i]["actions"])]
-            decisions = {i: _past_decision(self._episodes[i], saved[i], t) for i in due}
+            decisions = {i: past_decision(self._episodes[i], saved[i], t) for i in due}
             lost |= {i for i, decision in decisions.items() if decision is None}
             running = {i: decision for i, decision in decisions.items() if decision is not None}
             self._send(list(running), list(running.values()))
-            self._receive(list(running), [_past_intrinsic(saved[i], t) for i in running])
+            self._receive(list(running), [past_intrinsic(saved[i], t) for i in running])
             for i in running:
                 if t + 1 == saved[i]["start"]:
                     self._cut(self._episodes[i])
@@ -328,27 +337,3 @@ class Actor:
                     "same actions lead now", s["game"], s["seed"]
                 )  # fmt: skip
         return same
-
-
-def _past_decision(episode: Episode, saved: dict[str, Any], t: int) -> Decision | None:
-    """What was decided at step ``t``; None where the game does not offer the same any more."""
-    valid, action = episode.step.valid_actions, saved["actions"][t]
-    if action not in valid:
-        return None
-    if t < saved["start"]:
-        return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)
-    pending = t - saved["start"]
-    return decision_from_state(saved["decisions"][pending]) if list(valid) == saved["valid"][pending] else None
-
-
-def _past_plan(saved: dict[str, Any]) -> Plan | None:
-    """How the episode began."""
-    if saved["plan"] is None:
-        return None
-    actions, kind, imitates = saved["plan"]
-    return Plan(saved["seed"], tuple(actions), kind, tuple(imitates))
-
-
-def _past_intrinsic(saved: dict[str, Any], t: int) -> float:
-    """Of step ``t``; 0 where the step is in a segment already."""
-    return saved["intrinsic"][t - saved["start"]] if t >= saved["start"] else 0.0

@@ -220,3 +220,27 @@ def subtree_from_state(state: list[list] | None) -> Subtree | None:
         return None
     actions, visits, q = state
     return Subtree(np.array(actions, np.int32), np.array(visits, np.int32), np.array(q, np.float64))
+
+
+def past_decision(episode: Episode, saved: dict[str, Any], t: int) -> Decision | None:
+    """What was decided at step ``t``; None where the game does not offer the same any more."""
+    valid, action = episode.step.valid_actions, saved["actions"][t]
+    if action not in valid:
+        return None
+    if t < saved["start"]:
+        return Decision(valid.index(action), np.full(len(valid), 1 / len(valid), np.float32), 0.0)
+    pending = t - saved["start"]
+    return decision_from_state(saved["decisions"][pending]) if list(valid) == saved["valid"][pending] else None
+
+
+def past_plan(saved: dict[str, Any]) -> Plan | None:
+    """How the episode began."""
+    if saved["plan"] is None:
+        return None
+    actions, kind, imitates = saved["plan"]
+    return Plan(saved["seed"], tuple(actions), kind, tuple(imitates))
+
+
+def past_intrinsic(saved: dict[str, Any], t: int) -> float:
+    """Of step ``t``; 0 where the step is in a segment already."""
+    return saved["intrinsic"][t - saved["start"]] if t >= saved["start"] else 0.0
