@@ -119,6 +119,7 @@ class JerichoEnv(TextGame):
         self._actions = None if spec.valid_actions == "none" else self._action_cache(spec)
         self._observe = spec.observe
         self._room = self._carried = self._hash = ""
+        self._scoring: list[str] = []  # commands that only ask, and make a point here
         super().__init__(spec, self._game.get_max_score())
 
     def close(self) -> None:
@@ -130,12 +131,18 @@ class JerichoEnv(TextGame):
 
     def peek(self, command: str) -> str:
         """The answer to a command that is undone: it costs no step and moves nothing, the game's chance included."""
-        before = self._game.get_state()
-        text, _, _, _ = self._game.step(command)
-        if self._game._emulator_halted():
-            self._game.reset()
-        self._game.set_state(before)
-        return tidy(text)
+        return self._ask(command)[0]
+
+    def _ask(self, command: str) -> tuple[str, bool]:
+        """As `peek`; and whether the command would make a point."""
+        game = self._game
+        before, score = game.get_state(), game.get_score()
+        text, _, _, _ = game.step(command)
+        scores = game.get_score() > score
+        if game._emulator_halted():
+            game.reset()
+        game.set_state(before)
+        return tidy(text), scores
 
     def _begin(self, seed: int | None) -> Reply:
         if seed is not None and seed < 0:
@@ -152,15 +159,17 @@ class JerichoEnv(TextGame):
         game = self._game
         terminated = bool(game.game_over() or game.victory() or game._emulator_halted())
         self._hash = _world_hash(game)
-        self._room = "" if terminated else self.peek("look")
-        self._carried = "" if terminated else self.peek("inventory")
+        asked = {} if terminated else {command: self._ask(command) for command in ("look", "inventory")}
+        self._room, self._carried = (asked.get(command, ("", False))[0] for command in ("look", "inventory"))
+        self._scoring = [command for command, (_, scores) in asked.items() if scores]
         observation = observed((tidy(text), self._room, self._carried), self._observe)
         return Reply(observation, float(game.get_score()), terminated)
 
     def _valid_actions(self) -> list[str]:
         if self._actions is None:
             return []
-        return list(self._actions.find(self._hash, self._room, self._carried))
+        found = self._actions.find(self._hash, self._room, self._carried)
+        return sorted({*found, *self._scoring}) if self._scoring else list(found)
 
     def _info(self, reply: Reply) -> dict[str, Any]:
         """Adds ``info["counts"]``: what was counted since the last info, so that sums over workers stay right."""

@@ -154,6 +154,16 @@ def test_walkthrough_reaches_the_recorded_score(envs: VectorEnv, games_dir: Path
     assert steps[0].valid_actions == FALLBACK_ACTIONS
 
 
+def test_looking_is_valid_only_where_it_makes_points(envs: VectorEnv, games_dir: Path):
+    spec = story(games_dir, "pentari")  # is won by a last look; Jericho's templates have none
+    way = envs.walkthrough(spec)
+    before = replay(envs, spec, way[:-1])
+    assert ["look" in step.valid_actions for step in before] == [False] * len(way[:-1]) + [True]
+    (won,) = envs.step([0], ["look"])
+    assert (before[-1].score, won.score, won.max_score, won.terminated) == (55, 70, 70, True)
+    assert not any("inventory" in step.valid_actions for step in before)
+
+
 def test_look_inventory_and_valid_actions_cost_nothing(games_dir: Path):
     spec = story(games_dir, "zork1")
     code = f"""
