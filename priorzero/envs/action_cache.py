@@ -70,6 +70,11 @@ class ActionCache:
         if config.folder:
             self._store = ActionStore(Path(config.folder), self._game, config.entries, self.counts)
 
+    def seed(self, seed: int) -> None:
+        """Which answers are audited or computed again depends on the seed of the episode."""
+        self._chance.seed(f"refresh {seed}")
+        self._finder.seed(seed)
+
     def find(self, world_hash: str, room: str, carried: str) -> tuple[str, ...]:
         """The valid actions of the finder's current state, sorted; arguments as in `ActionFinder.find`."""
         seen = "\0".join((world_hash, room, carried)).encode()

@@ -45,6 +45,10 @@ class ActionFinder:
         self.known = Experience()
         self.counts: Counter[str] = Counter()
 
+    def seed(self, seed: int) -> None:
+        """Which searches are audited depends on the seed of the episode: not the same ones in every process."""
+        self._chance.seed(f"audit {seed}")
+
     def find(self, room: str, carried: str) -> tuple[list[str], set[int], set[Filling]]:
         """One action for each different effect on the world, the shortest natural phrase, sorted.
 

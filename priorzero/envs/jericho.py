@@ -148,6 +148,8 @@ class JerichoEnv(TextGame):
         if seed is not None and seed < 0:
             raise EnvError(f"seed={seed} is not valid for {self.name}: seeds are 1 or more.")
         self._game.seed(None if seed is None else max(seed, 1))
+        if self._actions is not None:
+            self._actions.seed(seed or 0)
         text, _ = self._game.reset()
         return self._reply(text)
 

@@ -157,3 +157,20 @@ print(json.dumps([found, lost]))
     found, lost = run(fails, zork, str(tmp_path))
     assert min(found) >= 3
     assert lost == [None, 1, None]
+
+
+def test_which_searches_are_audited_depends_on_the_seed_of_the_episode(zork: Path):
+    code = """
+env = JerichoSpec(story, 100, valid_actions_cache=0, valid_actions_audit=0.5).build()
+rows = []
+for seed in (1, 2, 1):
+    _, info = env.reset(seed=seed)
+    rows.append([info["counts"].get("audits", 0)])
+    for _ in range(14):
+        *_, info = env.step("open mailbox")
+        rows[-1].append(info["counts"].get("audits", 0))
+print(json.dumps(rows))
+"""
+    first, second, again = run(code, zork)
+    assert first == again != second
+    assert 0 < sum(first) < 15
