@@ -33,6 +33,41 @@ class _Cell:
         return self.walk.scores[-1]
 
 
+class _Index:
+    """The places and things of the states of one game, as numbers; a thing "" stands for none."""
+
+    def __init__(self) -> None:
+        self.place = np.empty(0, np.int64)  # [n] of each state
+        self.state = np.empty(0, np.int64)  # [m] of each state with each of its things, and with none
+        self.pair = np.empty(0, np.int64)  # [m] the place with that thing
+        self.thing = np.empty(0, np.int64)  # of each pair
+        self._places: dict[str, int] = {}
+        self._things: dict[str, int] = {}
+        self._pairs: dict[tuple[int, int], int] = {}
+
+    def extend(self, cells: Sequence[_Cell]) -> None:
+        """Add those behind the states that it has."""
+        start = len(self.place)
+        place = [self._places.setdefault(cell.place, len(self._places)) for cell in cells[start:]]
+        rows = []
+        for n, (at, cell) in enumerate(zip(place, cells[start:], strict=True), start):
+            for name in ("", *cell.things):
+                thing = self._things.setdefault(name, len(self._things))
+                rows.append((n, self._pairs.setdefault((at, thing), len(self._pairs))))
+        state, pair = np.array(rows, np.int64).reshape(-1, 2).T
+        self.place = np.append(self.place, np.array(place, np.int64))
+        self.state, self.pair = np.append(self.state, state), np.append(self.pair, pair)
+        self.thing = np.array([thing for _, thing in self._pairs], np.int64)
+
+    def rare(self, rarity: np.ndarray) -> np.ndarray:
+        """The share of each state [n] where a thing is drawn first, then a place, then a state."""
+        state, pair, thing = self.state, self.pair, self.thing
+        visits = np.bincount(pair, rarity[state] ** -2)
+        weight = 1 / visits / np.bincount(thing, 1 / visits)[thing] / np.bincount(thing, visits)[thing]
+        shares = (weight / np.bincount(pair, rarity[state]))[pair] * rarity[state]
+        return np.bincount(state, shares)
+
+
 class Archive:
     """The best way to every state: with the highest score, and among these the shortest."""
 
@@ -41,6 +76,7 @@ class Archive:
         self.rare_place_share = rare_place_share
         self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
         self._best: dict[str, BestWays] = {}  # by game
+        self._index: dict[str, _Index] = {}  # by game, of what was drawn from
 
     def __len__(self) -> int:
         """States of all games."""
@@ -59,6 +95,8 @@ class Archive:
         cell = cells.get(state)
         if cell is None or walk.rank > cell.walk.rank:
             visits = 0 if cell is None else cell.visits
+            if cell is not None and (cell.place, cell.things) != (trail.places[-1], trail.things):
+                self._index.pop(game, None)  # where states are told by less than that
             cell = cells[state] = _Cell(walk, trail.places[-1], trail.things, len(walk.actions), visits)
         cell.visits += first
         self.finish(game, trail, solves=solves)
@@ -199,11 +237,12 @@ class Archive:
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
-        rarity = _rarity(cells)
+        rarity, index = _rarity(cells), self._index.setdefault(game, _Index())
+        index.extend(cells)
         if self.rare_place_share and rng.random() < self.rare_place_share:
-            weight = _rare(cells, rarity)
+            weight = index.rare(rarity)
         else:
-            _, place = np.unique([cell.place for cell in cells], return_inverse=True)
+            place = index.place
             scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
             pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
             root = states**0.5  # of the states of each place with a score
@@ -257,7 +296,7 @@ class Archive:
             )
             for seed, length in zip(state["seeds"].tolist(), state["lengths"].tolist(), strict=True)
         ]
-        self._cells = {}
+        self._cells, self._index = {}, {}
         rows = state["cells"].tolist()
         for (game, place, carried, attempted, visits), walk in zip(rows, walks, strict=False):
             cells = self._cells.setdefault(texts[game], {})
@@ -273,18 +312,6 @@ class Archive:
 def _numbered(things: Iterable[_T]) -> dict[_T, int]:
     """A number for each different one, from 0 on, in order."""
     return {thing: n for n, thing in enumerate(dict.fromkeys(things))}
-
-
-def _rare(cells: Sequence[_Cell], rarity: np.ndarray) -> np.ndarray:
-    """The share of each [n] where a thing is drawn first, then a place, then a state; "" stands for no thing."""
-    held = [(n, cell.place, thing) for n, cell in enumerate(cells) for thing in ("", *cell.things)]
-    pairs, things = _numbered(row[1:] for row in held), _numbered(row[2] for row in held)
-    state, pair = np.array([(n, pairs[place, thing]) for n, place, thing in held]).T
-    thing = np.array([things[thing] for _, thing in pairs])  # of each pair
-    visits = np.bincount(pair, rarity[state] ** -2)
-    weight = 1 / visits / np.bincount(thing, 1 / visits)[thing] / np.bincount(thing, visits)[thing]
-    shares = (weight / np.bincount(pair, rarity[state]))[pair] * rarity[state]
-    return np.bincount(state, shares)
 
 
 def _rarity(cells: Sequence[_Cell]) -> np.ndarray:

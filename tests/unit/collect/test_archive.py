@@ -152,6 +152,16 @@ def test_what_is_rarely_carried_is_drawn_first_and_where_it_rarely_was():
     assert np.allclose(shares(archive, ["n", "nn", "nnn", "nnnn"]), expected, atol=0.02)
 
 
+def test_what_came_or_changed_since_the_last_draw_counts_as_if_it_had_been_there():
+    archive = Archive(rare_place_share=1.0)
+    entered = [(1, "n", ()), (2, "nn", ()), (3, "nnn", ("key",)), (1, "s", ("lamp", "key")), (4, "nnnn", ("lamp",))]
+    for score, (state, actions, things) in enumerate(entered):  # the first state is found with other things later
+        enter(archive, state, actions, float(score), place=f"place {len(actions)}", things=things)
+        fresh = Archive(rare_place_share=1.0)
+        fresh.load_state_dict(archive.state_dict())
+        assert drawn(archive, 40) == drawn(fresh, 40)
+
+
 def test_the_best_way_ends_with_its_last_point():
     archive, rng = Archive(), np.random.default_rng(0)
     archive.enter("g", trail("ab", [1, 2, 3]), first=True)
