@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -87,7 +88,7 @@ class Novelty:
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
         self._entered: dict[int, int] = {}  # by state
-        self._taken: dict[int, int] = {}  # by place and action
+        self._taken: dict[int, int] = {}  # by place and action; with errands also by each thing in hand
         self.archive = Archive(config.rare_place_share)  # empty where no episode goes back, as is the atlas
         self.atlas = Atlas()
 
@@ -137,19 +138,25 @@ class Novelty:
         Args:
             step: where to act.
             index: of its valid actions, what the policy chose.
-            rng: decides which steps, and between equally rare actions; not asked where both shares are 0.
+            rng: decides which steps, and between equally rare actions; not asked where nothing of this is configured.
             went_back: whether the episode began by going back to a state. If it runs errands then, it first takes what
-                was never taken in the place.
+                was never taken in the place, then what never was with one of the things in hand.
         """
         share = self.config.return_try_share if went_back else self.config.try_share
-        if not (self.config.try_share or (self.config.return_share and self.config.return_try_share)):
+        errands = self.config.return_policy == "errands"
+        if not (self.config.try_share or (self.config.return_share and (self.config.return_try_share or errands))):
             return index
-        keys = [_number(step.game, _place(step), action) for action in step.valid_actions]
-        taken = np.array([self._taken.get(key, 0) for key in keys])
-        curious = went_back and self.config.return_policy == "errands" and not taken.min()
-        if curious or rng.random() < share:
-            index = int(rng.choice(np.flatnonzero(taken == taken.min())))
-        self._taken[keys[index]] = self._taken.get(keys[index], 0) + 1
+        held = [(thing,) for thing in step.carried] if errands else []
+        place = _place(step)
+        keys = [[_deed(step.game, place, action, *thing) for thing in ((), *held)] for action in step.valid_actions]
+        taken = np.array([[self._taken.get(key, 0) for key in row] for row in keys])
+        here = taken[:, 0]  # with anything in hand, or nothing
+        if went_back and errands and not taken.min():
+            index = int(rng.choice(np.flatnonzero(here == 0 if not here.min() else taken.min(1) == 0)))
+        elif rng.random() < share:
+            index = int(rng.choice(np.flatnonzero(here == here.min())))
+        for key in keys[index]:
+            self._taken[key] = self._taken.get(key, 0) + 1
         return index
 
     def wander(self, step: Step, errand: str, rng: np.random.Generator) -> tuple[int, str]:
@@ -248,6 +255,9 @@ def _place(step: Step) -> str:
 def _number(*texts: str) -> int:
     """64 bits that stand for the texts."""
     return int.from_bytes(hashlib.blake2b("\0\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
+
+
+_deed = lru_cache(maxsize=2**17)(_number)  # asked again and again: of a game, a place, an action and a thing in hand
 
 
 def _tensors(counts: dict[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -314,10 +314,33 @@ def test_errands_bring_things_to_where_they_rarely_were():
 
 def test_an_errand_is_left_for_what_was_never_done():
     novelty, rng = make(return_share=1.0), np.random.default_rng(0)
-    novelty.config = replace(novelty.config, return_policy="errands", return_try_share=0.0, try_share=0.5)
+    novelty.config = replace(novelty.config, return_policy="errands", return_try_share=0.0)
     two = step("kitchen", actions=("a", "b", "c"))
     assert {novelty.choose(two, 0, rng, went_back=True) for _ in range(3)} == {0, 1, 2}
     assert {novelty.choose(two, 0, rng, went_back=True) for _ in range(9)} == {0}
+
+
+def test_with_a_thing_in_hand_all_is_done_once_more_in_each_place():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, return_policy="errands", return_try_share=0.0)
+    bare = step("kitchen", actions=("a", "b", "c"))
+    lamp, both = replace(bare, carried=("lamp",)), replace(bare, carried=("key", "lamp"))
+    more = replace(both, valid_actions=("a", "b", "c", "d"))
+    for where in (bare, lamp, both):
+        assert {novelty.choose(where, 0, rng, went_back=True) for _ in range(3)} == {0, 1, 2}
+        assert {novelty.choose(where, 0, rng, went_back=True) for _ in range(9)} == {0}
+    assert novelty.choose(more, 0, rng, went_back=True) == 3
+    assert {novelty.choose(replace(bare, carried=("key",)), 0, rng, went_back=True) for _ in range(9)} == {0}
+    assert novelty.choose(replace(lamp, room="7"), 1, rng) == 1  # as it was told, where the episode did not go back
+
+
+def test_what_was_never_done_at_all_comes_before_what_was_not_done_with_a_thing():
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, return_policy="errands", return_try_share=0.0)
+    for index in (0, 1):
+        novelty.choose(step("kitchen"), index, rng)
+    lamp = replace(step("kitchen"), carried=("lamp",))
+    assert novelty.choose(lamp, 0, rng, went_back=True) == 2
 
 
 def test_the_map_survives_a_checkpoint():
