@@ -34,6 +34,7 @@ class JerichoSpec:
         valid_actions: "exact" fills every template of the game with every pair of objects in every state; "fast" fills
             again only what worked before or was not tried yet in the objects' condition; "none" looks for no actions,
             which suits replays. What "fast" finds in a state may grow as it learns; see `priorzero.envs.templates`.
+            To look or to take inventory is valid only where it makes a point.
         valid_actions_cache: how many states keep their valid actions in memory; 0 keeps none there.
         valid_actions_folder: folder of the file that shares them between processes and runs; None for no file.
         valid_actions_entries: how many states that file keeps.
@@ -161,8 +162,8 @@ class JerichoEnv(TextGame):
         game = self._game
         terminated = bool(game.game_over() or game.victory() or game._emulator_halted())
         self._hash = _world_hash(game)
-        asked = {} if terminated else {command: self._ask(command) for command in ("look", "inventory")}
-        self._room, self._carried = (asked.get(command, ("", False))[0] for command in ("look", "inventory"))
+        asked = {command: ("", False) if terminated else self._ask(command) for command in ("look", "inventory")}
+        self._room, self._carried = (answer for answer, _ in asked.values())
         self._scoring = [command for command, (_, scores) in asked.items() if scores]
         observation = observed((tidy(text), self._room, self._carried), self._observe)
         return Reply(observation, float(game.get_score()), terminated)
