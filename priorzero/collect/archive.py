@@ -25,6 +25,7 @@ class _Cell:
     walk: Walk
     place: str
     things: tuple[str, ...]  # names of what is carried there
+    made: tuple[str, ...]  # its points, see `Trail.made`
     attempted: int  # actions of the shortest way that was tried
     visits: int = 0  # episodes that came by, or were sent there
 
@@ -97,7 +98,7 @@ class Archive:
             visits = 0 if cell is None else cell.visits
             if cell is not None and (cell.place, cell.things) != (trail.places[-1], trail.things):
                 self._index.pop(game, None)  # where states are told by less than that
-            cell = cells[state] = _Cell(walk, trail.places[-1], trail.things, len(walk.actions), visits)
+            cell = cells[state] = _Cell(walk, trail.places[-1], trail.things, trail.made, len(walk.actions), visits)
         cell.visits += first
         self.finish(game, trail, solves=solves)
 
@@ -171,30 +172,39 @@ class Archive:
         return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
-        """To a place on the best way, but to another of its states, and on from there as the best way goes.
+        """To another state of a place on a way to a point, without that point, and on from there as the way goes.
 
-        So what lies behind the points is met with other things in hand, or after other things were done. None where no
-        place on the best way has another state. One of the way's steps is drawn, then one of the states of its place,
-        proportional to 1 / sqrt(visits), which counts as a visit.
+        So what makes a point is done again behind other points, with other things in hand: ways are joined. None where
+        no such state is known. One of the points is drawn, then a way to it, the n-th shortest proportional to 1 / n,
+        then a score, likewise the highest most often, and of the states with it one as `draw` does without regard to
+        points, which counts as a visit; then one of the steps of the way that are in its place.
         """
-        leader = self._leader(game)
-        if leader is None:
+        cells = list(self._cells.get(game, {}).values())
+        made: dict[str, list[_Cell]] = {}  # right behind each point
+        for cell in cells:
+            if len(cell.walk.scores) > 1 and cell.score > cell.walk.scores[-2]:
+                made.setdefault(cell.made[-1], []).append(cell)
+        if not made:
             return None
-        best, cells = leader.walk, self._cells.get(game, {})
-        others: dict[str, list[_Cell]] = {}  # by place
-        on_the_way = set(best.states[:-1])
-        for state, cell in cells.items():
-            if state not in on_the_way:
-                others.setdefault(cell.place, []).append(cell)
-        steps = [t for t, s in enumerate(best.states[:-1]) if s in cells and cells[s].place in others]
-        if not steps:
+        point = list(made)[int(rng.integers(len(made)))]
+        ways = sorted(made[point], key=lambda cell: len(cell.walk.actions))
+        walk = ways[_ranked(len(ways), rng)].walk
+        steps: dict[str, list[int]] = {}  # by place
+        for t, state in enumerate(walk.states[:-1]):
+            if state in self._cells[game]:
+                steps.setdefault(self._cells[game][state].place, []).append(t)
+        others = [c for c in cells if c.place in steps and point not in c.made and c.walk.states[-1] not in walk.states]
+        if not others:
             return None
-        t = int(rng.choice(steps))
-        there = others[cells[best.states[t]].place]
-        rarity = _rarity(there)
-        cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
+        scores = sorted({cell.score for cell in others}, reverse=True)
+        score = scores[_ranked(len(scores), rng)]
+        there, index = [cell for cell in others if cell.score == score], _Index()
+        index.extend(there)
+        weight = index.rare(_rarity(there))
+        cell = there[int(rng.choice(len(there), p=weight / weight.sum()))]
         cell.visits += 1
-        return self._way_to(game, cell, rng).then(best.actions[t:])
+        t = int(rng.choice(steps[cell.place]))
+        return self._way_to(game, cell, rng).then(walk.actions[t:])
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.
@@ -260,19 +270,21 @@ class Archive:
         walks = [cell.walk for _, cell in rows] + [attempt.walk for _, attempt in attempts] + [*luckiest.values()]
         texts = _numbered(chain.from_iterable((game, cell.place) for game, cell in rows))
         things = _numbered(cell.things for _, cell in rows)
+        made = _numbered(cell.made for _, cell in rows)
         actions = _numbered(chain.from_iterable(walk.actions for walk in walks))
         states = _numbered(chain.from_iterable(walk.states for walk in walks))
         points = _numbered(chain.from_iterable(walk.scores for walk in walks))
         return {
             "texts": list(texts),
             "things": list(things),
+            "made": list(made),
             "actions": list(actions),
             "states": torch.tensor(list(states), dtype=torch.int64),
             "points": torch.tensor(list(points), dtype=torch.float64),
             "cells": torch.tensor(
-                [(texts[g], texts[cell.place], things[cell.things], cell.attempted, cell.visits) for g, cell in rows],
+                [(texts[g], texts[c.place], things[c.things], made[c.made], c.attempted, c.visits) for g, c in rows],
                 dtype=torch.int64,
-            ).reshape(-1, 5),
+            ).reshape(-1, 6),
             "seeds": torch.tensor([walk.seed for walk in walks], dtype=torch.int64),
             "lengths": torch.tensor([len(walk.actions) for walk in walks], dtype=torch.int64),
             "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
@@ -298,9 +310,9 @@ class Archive:
         ]
         self._cells, self._index = {}, {}
         rows = state["cells"].tolist()
-        for (game, place, carried, attempted, visits), walk in zip(rows, walks, strict=False):
-            cells = self._cells.setdefault(texts[game], {})
-            cells[walk.states[-1]] = _Cell(walk, texts[place], state["things"][carried], attempted, visits)
+        for (game, place, carried, made, attempted, visits), walk in zip(rows, walks, strict=False):
+            cell = _Cell(walk, texts[place], state["things"][carried], state["made"][made], attempted, visits)
+            self._cells.setdefault(texts[game], {})[walk.states[-1]] = cell
         best = walks[len(rows) :]
         self._best = {game: BestWays() for game in state["luckiest"]}
         for (game, solves, total, tries), walk in zip(state["attempts"], best, strict=False):
@@ -317,3 +329,9 @@ def _numbered(things: Iterable[_T]) -> dict[_T, int]:
 def _rarity(cells: Sequence[_Cell]) -> np.ndarray:
     """1 / sqrt(visits) of each [n]."""
     return np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
+
+
+def _ranked(n: int, rng: np.random.Generator) -> int:
+    """One of 0 to ``n`` - 1, proportional to 1, 1 / 2, 1 / 3 and so on."""
+    share = 1 / np.arange(1, n + 1)
+    return int(rng.choice(n, p=share / share.sum()))

@@ -41,7 +41,7 @@ class NoveltyConfig:
     return_policy: ReturnPolicy  # who plays on from there: the collector's policy, random actions, or `Novelty.wander`
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
-    cross_share: float  # of these, go to another state of a place on the best way, and on from there as it goes
+    cross_share: float  # of these, go to another state of a place on a way to a point, and on from there as it goes
     rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 

@@ -40,6 +40,12 @@ class Trail:
         """Actions until the last point was made."""
         return next((n for n in range(len(self.actions), 0, -1) if self.scores[n] > self.scores[n - 1]), 0)
 
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Where and by what each point was made, in order."""
+        steps = zip(self.places, self.actions, pairwise(self.scores), strict=False)
+        return tuple(f"{place}: {action}" for place, action, (before, after) in steps if after > before)
+
     def walk(self, steps: int) -> Walk:
         """Its first steps, to be kept."""
         states, scores = tuple(self.states[: steps + 1]), tuple(self.scores[: steps + 1])

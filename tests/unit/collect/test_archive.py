@@ -232,6 +232,16 @@ def test_what_made_points_is_not_left_out():
     assert archive.shortened("g", rng) is None
 
 
+def crossings(archive: Archive, n: int = 400) -> Counter[str]:
+    """How often each way comes first, of so many."""
+    state, rng, found = archive.state_dict(), np.random.default_rng(0), Counter()
+    for _ in range(n):
+        archive.load_state_dict(state)
+        found["".join(archive.crossed("g", rng).actions)] += 1
+    archive.load_state_dict(state)
+    return found
+
+
 def test_ways_are_crossed_where_a_place_is_met_in_another_state():
     archive, rng = Archive(), np.random.default_rng(0)
     assert archive.crossed("g", rng) is None
@@ -243,15 +253,62 @@ def test_ways_are_crossed_where_a_place_is_met_in_another_state():
     enter(archive, 7, "xy", place="hall")
     enter(archive, 8, "z", place="cellar")  # not on the way
     enter(archive, 9, "q", place="roof")  # where it ends: nothing to go on with
-    assert {archive.crossed("g", rng) for _ in range(30)} == {Way(2, ("x", "y", "b", "c"), tried=False)}
+    assert crossings(archive, 30).keys() == {"xybc"}
     enter(archive, 6, "abyw", place="attic")
-    found = Counter("".join(archive.crossed("g", rng).actions) for _ in range(400))
-    assert found.keys() == {"xybc", "abywc"}
-    assert abs(found["xybc"] / 400 - 0.5) < 0.08  # first a step of the way is drawn, then a state
-    for _ in range(1000):
-        enter(archive, 5, "aw", place="attic")  # often visited: 1 / sqrt(visits) against the other's
-    found = Counter("".join(archive.crossed("g", rng).actions) for _ in range(50))
-    assert found["abywc"] > 2 * found["awc"]
+    assert abs(crossings(archive)["xybc"] / 400 - 0.5) < 0.08  # each place has another state
+    for _ in range(8):
+        enter(archive, 7, "xy", place="hall")  # nine visits: 1 to 9
+    assert abs(crossings(archive)["xybc"] / 400 - 0.1) < 0.06
+    for _ in range(300):  # which counts as a visit
+        archive.crossed("g", rng)
+    assert crossings(archive)["xybc"] / 400 > 0.35
+    assert archive.crossed("g", rng) in [
+        Way(seed, tuple(way), tried=False) for seed, way in ((2, "xybc"), (4, "abywc"))
+    ]
+
+
+def pass_by(archive: Archive, actions: str, states: list[int], *places: str, paid: int | None = None):
+    """An episode of one-letter actions that came through these places, with a point behind its ``paid``-th action."""
+    scores = [float(paid is not None and n >= paid) for n in range(len(states))]
+    archive.enter("g", Trail(0, states, list(places), scores, list(actions)), first=True)
+
+
+def test_a_point_is_not_made_again_behind_itself():
+    archive = Archive()
+    pass_by(archive, "a", [0, 1], "start", "hall")
+    pass_by(archive, "ab", [0, 1, 2], "start", "hall", "pit", paid=2)
+    pass_by(archive, "abc", [0, 1, 2, 3], "start", "hall", "pit", "hall", paid=2)
+    enter(archive, 7, "xy", place="hall")
+    assert crossings(archive, 50).keys() == {"xyb"}
+
+
+def test_ways_are_crossed_from_the_highest_scores_and_with_what_is_rare():
+    archive = Archive()
+    pass_by(archive, "a", [0, 1], "start", "hall")
+    pass_by(archive, "ab", [0, 1, 2], "start", "hall", "pit", paid=2)
+    enter(archive, 3, "x", 5.0, place="hall")
+    for state in range(10, 19):
+        enter(archive, state, "y" * (state - 8), place="hall")
+    enter(archive, 19, "z", place="hall", things=("key",))
+    found = crossings(archive)
+    # 1 to 1/2; behind no point the key, or none of ten states: 1 to 1/10, and in the second case one of the ten
+    assert abs(found["xb"] / 400 - 2 / 3) < 0.08
+    assert abs(found["zb"] / 400 - 1 / 3 * (10 / 11 + 1 / 11 / 10)) < 0.08
+
+
+def test_every_point_is_crossed_as_often_and_short_ways_more_often():
+    archive = Archive()
+    pass_by(archive, "a", [0, 1], "start", "hall")
+    pass_by(archive, "aa", [0, 1, 2], "start", "hall", "hall")
+    pass_by(archive, "ab", [0, 1, 3], "start", "hall", "pit", paid=2)
+    pass_by(archive, "aab", [0, 1, 2, 4], "start", "hall", "hall", "hole", paid=3)  # again by "b" in the hall
+    pass_by(archive, "aac", [0, 1, 2, 5], "start", "hall", "hall", "roof", paid=3)
+    enter(archive, 7, "xy", place="hall")
+    found = crossings(archive)
+    # half make "b": two thirds of these as "ab" does, behind "aa" or "xy", one as "aab" does, from either of its halls
+    expected = {"aab": 1 / 6, "xyb": 1 / 6 + 1 / 12, "xyab": 1 / 12, "xyc": 1 / 4, "xyac": 1 / 4}
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([found[way] / 400 for way in expected], list(expected.values()), atol=0.07)
 
 
 def test_a_way_is_tried_without_its_detours_when_it_is_drawn_first():

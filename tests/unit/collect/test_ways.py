@@ -23,6 +23,12 @@ def test_a_trail_knows_its_last_point():
     assert walk.paid == [True, False, True]
 
 
+def test_a_trail_knows_what_made_its_points():
+    way = Trail(3, [0, 1, 2, 3], ["hall", "attic", "hall", "roof"], [0.0, 5.0, 3.0, 3.5], ["up", "down", "climb"])
+    assert way.made == ("hall: up", "hall: climb")
+    assert Trail(3, [0], ["hall"], [0.0]).made == ()
+
+
 def test_luck_does_not_lead():
     """A way is worth what it makes on average when it is gone again."""
     ways = BestWays()
