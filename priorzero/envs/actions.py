@@ -7,6 +7,7 @@ detection). Jericho's filter plays the candidates one after the other, in C and 
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from ctypes import create_string_buffer
@@ -14,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from priorzero.envs.hang import ended_after
 from priorzero.envs.object_words import ObjectWords, Peeker
 from priorzero.envs.templates import Experience, Filling, Templates, tried_digests
 
 ALGORITHM = 2  # part of every key of a cache: raise it when the actions of a state may differ from those of before
+_HUNG_S = 1.0  # processor time beyond what the candidates should take, after which the game does not come back
+_CANDIDATE_S = 0.005  # one takes up to half a millisecond in C (Acorn Court), and one more one by one
 _EFFECT_WORDS = 128  # 16-bit numbers that the filter writes for one valid action
 
 
@@ -42,6 +46,7 @@ class ActionFinder:
         self._words = ObjectWords(peeker, game)
         self._templates = Templates(game.act_gen.templates, game.bindings["max_word_length"], _verb_counts())
         self._chance = random.Random(0)
+        self._slowest = 0.0  # seconds of a candidate, in the slowest search
         self.known = Experience()
         self.counts: Counter[str] = Counter()
 
@@ -75,7 +80,10 @@ class ActionFinder:
         return chosen, tried, useful
 
     def effects(self, candidates: Sequence[str]) -> list[list[str]]:
-        """The candidates that change the world, the score or the end of the game, grouped by what they change."""
+        """The candidates that change the world, the score or the end of the game, grouped by what they change.
+
+        One from which the game does not come back ends the process, see `ended_after`.
+        """
         game = self._game
         if not candidates or game.game_over() or game.victory() or game._emulator_halted():
             return []
@@ -83,12 +91,16 @@ class ActionFinder:
         lines = ";".join(candidates).encode()
         valid = create_string_buffer(b" " * (len(lines) + 1))
         effects = np.zeros((len(candidates), _EFFECT_WORDS), np.uint16)
-        count = game.frotz_lib.filter_candidate_actions(lines, valid, np.ctypeslib.as_ctypes(effects.reshape(-1)))
+        start, each = time.process_time(), 5 * self._slowest or _CANDIDATE_S
+        with ended_after(_HUNG_S + each * len(candidates)):
+            count = game.frotz_lib.filter_candidate_actions(lines, valid, np.ctypeslib.as_ctypes(effects.reshape(-1)))
         if game._emulator_halted():  # the filter stopped there: play the candidates one by one, past the halt
             self.counts["halts"] += 1
             game.reset()
             game.set_state(before)
-            return list(game._filter_candidate_actions(candidates).values())
+            with ended_after(_HUNG_S + _CANDIDATE_S * len(candidates)):
+                return list(game._filter_candidate_actions(candidates).values())
+        self._slowest = max(self._slowest, (time.process_time() - start) / max(len(candidates), 100))
         game.set_state(before)
         groups: dict[bytes, list[str]] = {}
         for effect, action in zip(effects[:count], valid.value.decode().split(";"), strict=False):

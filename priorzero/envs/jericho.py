@@ -17,10 +17,12 @@ import gymnasium
 from priorzero.envs.action_cache import ActionCache, CacheConfig
 from priorzero.envs.actions import ActionFinder
 from priorzero.envs.base import PARTS, EnvError, GameSet, Reply, TextGame, check_common, observed, tidy
+from priorzero.envs.hang import ended_after
 from priorzero.envs.object_words import below
 from priorzero.envs.stories import StoryError, check_story, find_story
 
 SEARCHES = ("fast", "exact", "none")
+_HUNG_S = 2.0  # processor time of a command; most take less than a millisecond
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class JerichoEnv(TextGame):
         """As `peek`; and whether the command would make a point."""
         game = self._game
         before, score = game.get_state(), game.get_score()
-        text, _, _, _ = game.step(command)
+        with ended_after(_HUNG_S):
+            text, _, _, _ = game.step(command)
         scores = game.get_score() > score
         if game._emulator_halted():
             game.reset()
@@ -155,7 +158,8 @@ class JerichoEnv(TextGame):
         return self._reply(text)
 
     def _play(self, action: str) -> Reply:
-        text, _, _, _ = self._game.step(action)
+        with ended_after(_HUNG_S):
+            text, _, _, _ = self._game.step(action)
         return self._reply(text)
 
     def _reply(self, text: str) -> Reply:

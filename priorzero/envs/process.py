@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from priorzero.envs.base import EnvError
+from priorzero.envs.hang import HUNG
 from priorzero.envs.stories import StoryError
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class Worker:
             kind, payload = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             self.stop(grace_s=EXIT_GRACE_S)
+            if self._process.returncode == -HUNG:
+                raise WorkerLost("timeout", "the game did not come back from a command") from error
             raise WorkerLost("crash", _exit_text(self._process.returncode)) from error
         if kind == "crash":
             self.stop(grace_s=0)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -321,3 +322,31 @@ def test_textworld_rewards_are_differences_and_its_end_is_latched(envs: VectorEn
     assert step.valid_actions == ()
     with pytest.raises(EnvError, match="is over: call reset"):
         envs.step([0], ["look"])
+
+
+def test_a_game_that_does_not_come_back_ends_its_worker_at_once(games_dir: Path):
+    """Zork I: a sack that lies in the nest in hand takes all, and with it the nest that it lies in, for ever."""
+    to_the_kitchen = [
+        "north",
+        "north",
+        "up",
+        "take egg",
+        "take nest",
+        "drop egg",
+        "down",
+        "south",
+        "east",
+        "open window",
+    ]
+    sack_in_nest = ["west", "take sack", "open sack", "take all from sack", "drop garlic", "put lunch in nest"]
+    with VectorEnv(1, timeout_s=60, reset_timeout_s=60) as envs:
+        envs.reset([0], [spec(games_dir, valid_actions="fast")], [1])
+        for action in (*to_the_kitchen, *sack_in_nest):
+            assert not envs.step([0], [action])[0].fault
+        start = time.monotonic()
+        (lost,) = envs.step([0], ["put sack in nest"])
+        assert (lost.fault, lost.truncated) == ("timeout: the game did not come back from a command", True)
+        assert time.monotonic() - start < 30  # some seconds of processor time, on a busy machine
+        assert dict(envs.faults) == {"timeout": 1}
+        (step,) = envs.reset([0], [spec(games_dir, valid_actions="fast")], [1])
+        assert step.valid_actions
