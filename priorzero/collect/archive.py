@@ -172,39 +172,49 @@ class Archive:
         return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
-        """To another state of a place on a way to a point, without that point, and on from there as the way goes.
+        """To another state of a place on a way to a point, and on from there as the way goes: so ways are joined.
 
-        So what makes a point is done again behind other points, with other things in hand: ways are joined. None where
-        no such state is known. One of the points is drawn, then a way to it, the n-th shortest proportional to 1 / n,
-        then a score, likewise the highest most often, and of the states with it one as `draw` does without regard to
-        points, which counts as a visit; then one of the steps of the way that are in its place.
+        None where no such state is known. One of the points is drawn, then a way to it, the n-th shortest proportional
+        to 1 / n. Then another point, not made on that way, and one of the things in hand where it was made, and not in
+        hand where the way ends: states with that thing are looked for, behind which the first point is still to be
+        made, or any such states where there are none. One of the steps of the way is drawn in whose place there are
+        some, the n-th proportional to 1 / n, for most of a way is needed, and a rare state there, which counts as a
+        visit.
         """
-        cells = list(self._cells.get(game, {}).values())
+        cells = self._cells.get(game, {})
         made: dict[str, list[_Cell]] = {}  # right behind each point
-        for cell in cells:
+        for cell in cells.values():
             if len(cell.walk.scores) > 1 and cell.score > cell.walk.scores[-2]:
                 made.setdefault(cell.made[-1], []).append(cell)
         if not made:
             return None
         point = list(made)[int(rng.integers(len(made)))]
-        ways = sorted(made[point], key=lambda cell: len(cell.walk.actions))
-        walk = ways[_ranked(len(ways), rng)].walk
-        steps: dict[str, list[int]] = {}  # by place
-        for t, state in enumerate(walk.states[:-1]):
-            if state in self._cells[game]:
-                steps.setdefault(self._cells[game][state].place, []).append(t)
-        others = [c for c in cells if c.place in steps and point not in c.made and c.walk.states[-1] not in walk.states]
-        if not others:
+        goal = _short(made[point], rng)
+        way = [cells[state].place if state in cells else "" for state in goal.walk.states[:-1]]
+        passed, states = set(way), set(goal.walk.states)
+        there = [c for c in cells.values() if c.place in passed and point not in c.made]
+        there = [cell for cell in there if cell.walk.states[-1] not in states]
+        others = [cell for other, cell in made.items() if other not in goal.made]
+        if others:
+            needed = self._in_hand(game, _short(others[int(rng.integers(len(others)))], rng))
+            needed = sorted(set(needed).difference(self._in_hand(game, goal)))
+            thing = needed[int(rng.integers(len(needed)))] if needed else ""
+            there = [cell for cell in there if thing in cell.things] or there
+        places = {cell.place for cell in there}
+        steps = [t for t, place in enumerate(way) if place in places]
+        if not steps:
             return None
-        scores = sorted({cell.score for cell in others}, reverse=True)
-        score = scores[_ranked(len(scores), rng)]
-        there, index = [cell for cell in others if cell.score == score], _Index()
-        index.extend(there)
-        weight = index.rare(_rarity(there))
-        cell = there[int(rng.choice(len(there), p=weight / weight.sum()))]
+        t = steps[_ranked(len(steps), rng)]
+        there = [cell for cell in there if cell.place == way[t]]
+        rarity = _rarity(there)
+        cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
         cell.visits += 1
-        t = int(rng.choice(steps[cell.place]))
-        return self._way_to(game, cell, rng).then(walk.actions[t:])
+        return self._way_to(game, cell, rng).then(goal.walk.actions[t:])
+
+    def _in_hand(self, game: str, cell: _Cell) -> tuple[str, ...]:
+        """Things that were carried one action before."""
+        before = self._cells[game].get(cell.walk.states[-2])
+        return () if before is None else before.things
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.
@@ -335,3 +345,8 @@ def _ranked(n: int, rng: np.random.Generator) -> int:
     """One of 0 to ``n`` - 1, proportional to 1, 1 / 2, 1 / 3 and so on."""
     share = 1 / np.arange(1, n + 1)
     return int(rng.choice(n, p=share / share.sum()))
+
+
+def _short(cells: Sequence[_Cell], rng: np.random.Generator) -> _Cell:
+    """One of them, the n-th shortest way proportional to 1 / n."""
+    return sorted(cells, key=lambda cell: len(cell.walk.actions))[_ranked(len(cells), rng)]

@@ -253,24 +253,31 @@ def test_ways_are_crossed_where_a_place_is_met_in_another_state():
     enter(archive, 7, "xy", place="hall")
     enter(archive, 8, "z", place="cellar")  # not on the way
     enter(archive, 9, "q", place="roof")  # where it ends: nothing to go on with
+    assert archive.crossed("g", rng) == Way(2, ("x", "y", "b", "c"), tried=False)
     assert crossings(archive, 30).keys() == {"xybc"}
     enter(archive, 6, "abyw", place="attic")
-    assert abs(crossings(archive)["xybc"] / 400 - 0.5) < 0.08  # each place has another state
-    for _ in range(8):
-        enter(archive, 7, "xy", place="hall")  # nine visits: 1 to 9
-    assert abs(crossings(archive)["xybc"] / 400 - 0.1) < 0.06
-    for _ in range(300):  # which counts as a visit
+    assert abs(crossings(archive)["xybc"] / 400 - 2 / 3) < 0.08  # the first step of the way, the second half as often
+
+
+def test_ways_are_crossed_from_rare_states():
+    archive, rng = Archive(), np.random.default_rng(0)
+    pass_by(archive, "a", [0, 1], "start", "hall")
+    pass_by(archive, "ab", [0, 1, 2], "start", "hall", "pit", paid=2)
+    enter(archive, 7, "x", place="hall")
+    for _ in range(9):
+        enter(archive, 8, "yz", place="hall")
+    assert abs(crossings(archive)["yzb"] / 400 - 0.25) < 0.08  # 1 / sqrt(visits): 1 to 1/3
+    for _ in range(100):
         archive.crossed("g", rng)
-    assert crossings(archive)["xybc"] / 400 > 0.35
-    assert archive.crossed("g", rng) in [
-        Way(seed, tuple(way), tried=False) for seed, way in ((2, "xybc"), (4, "abywc"))
-    ]
+    assert abs(crossings(archive)["yzb"] / 400 - 0.5) < 0.1  # what is drawn counts as a visit
 
 
-def pass_by(archive: Archive, actions: str, states: list[int], *places: str, paid: int | None = None):
+def pass_by(
+    archive: Archive, actions: str, states: list[int], *places: str, paid: int | None = None, things: tuple = ()
+):
     """An episode of one-letter actions that came through these places, with a point behind its ``paid``-th action."""
     scores = [float(paid is not None and n >= paid) for n in range(len(states))]
-    archive.enter("g", Trail(0, states, list(places), scores, list(actions)), first=True)
+    archive.enter("g", Trail(0, states, list(places), scores, list(actions), things), first=True)
 
 
 def test_a_point_is_not_made_again_behind_itself():
@@ -282,18 +289,27 @@ def test_a_point_is_not_made_again_behind_itself():
     assert crossings(archive, 50).keys() == {"xyb"}
 
 
-def test_ways_are_crossed_from_the_highest_scores_and_with_what_is_rare():
+def test_ways_are_crossed_with_what_another_point_was_made_with():
     archive = Archive()
-    pass_by(archive, "a", [0, 1], "start", "hall")
-    pass_by(archive, "ab", [0, 1, 2], "start", "hall", "pit", paid=2)
-    enter(archive, 3, "x", 5.0, place="hall")
-    for state in range(10, 19):
-        enter(archive, state, "y" * (state - 8), place="hall")
-    enter(archive, 19, "z", place="hall", things=("key",))
+    pass_by(archive, "s", [0, 1], "start", "yard", things=("hat", "shovel"))
+    pass_by(archive, "sd", [0, 1, 2], "start", "yard", "hole", paid=2)
+    pass_by(archive, "m", [0, 3], "start", "beach", things=("hat", "match"))
+    pass_by(archive, "mg", [0, 3, 4], "start", "beach", "boat", paid=2)
+    for n, place in enumerate(("yard", "beach")):
+        enter(archive, 10 + n, "rh"[n], place=place, things=("hat",))
+        enter(archive, 20 + n, "to"[n], place=place, things=("rope",))
+    assert crossings(archive, 100).keys() == {
+        "rd",
+        "td",
+        "hg",
+        "og",
+    }  # nobody else has a shovel or a match: any will do
+    enter(archive, 31, "q", place="beach", things=("shovel",))
     found = crossings(archive)
-    # 1 to 1/2; behind no point the key, or none of ten states: 1 to 1/10, and in the second case one of the ten
-    assert abs(found["xb"] / 400 - 2 / 3) < 0.08
-    assert abs(found["zb"] / 400 - 1 / 3 * (10 / 11 + 1 / 11 / 10)) < 0.08
+    assert found.keys() == {"rd", "td", "qg"}
+    assert abs(found["qg"] / 400 - 0.5) < 0.08
+    enter(archive, 30, "p", place="yard", things=("match", "rope"))
+    assert crossings(archive, 100).keys() == {"pd", "qg"}
 
 
 def test_every_point_is_crossed_as_often_and_short_ways_more_often():
@@ -305,8 +321,8 @@ def test_every_point_is_crossed_as_often_and_short_ways_more_often():
     pass_by(archive, "aac", [0, 1, 2, 5], "start", "hall", "hall", "roof", paid=3)
     enter(archive, 7, "xy", place="hall")
     found = crossings(archive)
-    # half make "b": two thirds of these as "ab" does, behind "aa" or "xy", one as "aab" does, from either of its halls
-    expected = {"aab": 1 / 6, "xyb": 1 / 6 + 1 / 12, "xyab": 1 / 12, "xyc": 1 / 4, "xyac": 1 / 4}
+    # half make "b": 2 of 3 of these as "ab" does, behind "aa" or "xy", 1 as "aab" does, 2 of 3 from its first hall
+    expected = {"aab": 1 / 6, "xyb": 1 / 6 + 1 / 18, "xyab": 1 / 9, "xyc": 1 / 6, "xyac": 1 / 3}
     assert found.keys() == expected.keys()
     np.testing.assert_allclose([found[way] / 400 for way in expected], list(expected.values()), atol=0.07)
 
