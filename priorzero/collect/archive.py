@@ -175,11 +175,12 @@ class Archive:
         """To another state of a place on a way to a point, and on from there as the way goes: so ways are joined.
 
         None where no such state is known. One of the points is drawn, then a way to it, the n-th shortest proportional
-        to 1 / n. Then another point, not made on that way, and one of the things in hand where it was made, and not in
-        hand where the way ends: states with that thing are looked for, behind which the first point is still to be
-        made, or any such states where there are none. One of the steps of the way is drawn in whose place there are
-        some, the n-th proportional to 1 / n, for most of a way is needed, and a rare state there, which counts as a
-        visit.
+        to 1 / n; then another point, not made on that way, and what was in hand where the two were made. Half of the
+        time the other is still to come, and a state is looked for with one of the things that it takes and the way does
+        not; half of the time it is made already, with one of the things that the way takes. The way's own point is
+        still to be made in any case; where there is no such state any other will do. One of the steps of the way is
+        drawn in whose place there are some, the n-th proportional to 1 / n, for most of a way is needed, and a rare
+        state there, which counts as a visit.
         """
         cells = self._cells.get(game, {})
         made: dict[str, list[_Cell]] = {}  # right behind each point
@@ -194,11 +195,16 @@ class Archive:
         passed, states = set(way), set(goal.walk.states)
         there = [c for c in cells.values() if c.place in passed and point not in c.made]
         there = [cell for cell in there if cell.walk.states[-1] not in states]
-        others = [cell for other, cell in made.items() if other not in goal.made]
+        others = [other for other in made if other not in goal.made]
         if others:
-            needed = self._in_hand(game, _short(others[int(rng.integers(len(others)))], rng))
-            needed = sorted(set(needed).difference(self._in_hand(game, goal)))
-            thing = needed[int(rng.integers(len(needed)))] if needed else ""
+            other = others[int(rng.integers(len(others)))]
+            here, elsewhere = self._in_hand(game, goal), self._in_hand(game, _short(made[other], rng))
+            if rng.random() < 0.5:
+                needed = set(elsewhere).difference(here)
+            else:
+                needed = set(here).difference(elsewhere)
+                there = [cell for cell in there if other in cell.made] or there
+            thing = sorted(needed)[int(rng.integers(len(needed)))] if needed else ""
             there = [cell for cell in there if thing in cell.things] or there
         places = {cell.place for cell in there}
         steps = [t for t, place in enumerate(way) if place in places]

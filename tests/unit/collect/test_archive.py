@@ -306,10 +306,14 @@ def test_ways_are_crossed_with_what_another_point_was_made_with():
     }  # nobody else has a shovel or a match: any will do
     enter(archive, 31, "q", place="beach", things=("shovel",))
     found = crossings(archive)
-    assert found.keys() == {"rd", "td", "qg"}
-    assert abs(found["qg"] / 400 - 0.5) < 0.08
+    assert found.keys() == {"rd", "td", "hg", "og", "qg"}
+    assert abs(found["qg"] / 400 - (1 / 4 + 1 / 4 / 3)) < 0.08  # half make "g", half of these with the shovel, else any
+    pass_by(archive, "mgy", [0, 3, 4, 5], "start", "beach", "boat", "yard", paid=2, things=("hat", "shovel"))
+    found = crossings(archive)
+    # half make "d", half of these behind "g" with the shovel; else with the match, which nobody has in the yard
+    assert abs(found["mgyd"] / 400 - (1 / 4 + 1 / 4 / 3)) < 0.08
     enter(archive, 30, "p", place="yard", things=("match", "rope"))
-    assert crossings(archive, 100).keys() == {"pd", "qg"}
+    assert abs(crossings(archive)["pd"] / 400 - 1 / 4) < 0.08
 
 
 def test_every_point_is_crossed_as_often_and_short_ways_more_often():
