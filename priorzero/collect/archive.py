@@ -8,65 +8,16 @@ to every state is kept, and some episodes begin by walking one of them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from priorzero.collect.cells import Cell, Index, ranked, rare, short
 from priorzero.collect.ways import Attempt, BestWays, Trail, Walk, Way
 
 _T = TypeVar("_T", bound=Hashable)
-
-
-@dataclass(slots=True)
-class _Cell:
-    walk: Walk
-    place: str
-    things: tuple[str, ...]  # names of what is carried there
-    made: tuple[str, ...]  # its points, see `Trail.made`
-    attempted: int  # actions of the shortest way that was tried
-    visits: int = 0  # episodes that came by, or were sent there
-
-    @property
-    def score(self) -> float:
-        return self.walk.scores[-1]
-
-
-class _Index:
-    """The places and things of the states of one game, as numbers; a thing "" stands for none."""
-
-    def __init__(self) -> None:
-        self.place = np.empty(0, np.int64)  # [n] of each state
-        self.state = np.empty(0, np.int64)  # [m] of each state with each of its things, and with none
-        self.pair = np.empty(0, np.int64)  # [m] the place with that thing
-        self.thing = np.empty(0, np.int64)  # of each pair
-        self._places: dict[str, int] = {}
-        self._things: dict[str, int] = {}
-        self._pairs: dict[tuple[int, int], int] = {}
-
-    def extend(self, cells: Sequence[_Cell]) -> None:
-        """Add those behind the states that it has."""
-        start = len(self.place)
-        place = [self._places.setdefault(cell.place, len(self._places)) for cell in cells[start:]]
-        rows = []
-        for n, (at, cell) in enumerate(zip(place, cells[start:], strict=True), start):
-            for name in ("", *cell.things):
-                thing = self._things.setdefault(name, len(self._things))
-                rows.append((n, self._pairs.setdefault((at, thing), len(self._pairs))))
-        state, pair = np.array(rows, np.int64).reshape(-1, 2).T
-        self.place = np.append(self.place, np.array(place, np.int64))
-        self.state, self.pair = np.append(self.state, state), np.append(self.pair, pair)
-        self.thing = np.array([thing for _, thing in self._pairs], np.int64)
-
-    def rare(self, rarity: np.ndarray) -> np.ndarray:
-        """The share of each state [n] where a thing is drawn first, then a place, then a state."""
-        state, pair, thing = self.state, self.pair, self.thing
-        visits = np.bincount(pair, rarity[state] ** -2)
-        weight = 1 / visits / np.bincount(thing, 1 / visits)[thing] / np.bincount(thing, visits)[thing]
-        shares = (weight / np.bincount(pair, rarity[state]))[pair] * rarity[state]
-        return np.bincount(state, shares)
 
 
 class Archive:
@@ -75,9 +26,9 @@ class Archive:
     def __init__(self, rare_place_share: float = 0.0) -> None:
         """``rare_place_share``: of the states that are drawn, see `draw`."""
         self.rare_place_share = rare_place_share
-        self._cells: dict[str, dict[int, _Cell]] = {}  # by game and state
+        self._cells: dict[str, dict[int, Cell]] = {}  # by game and state
         self._best: dict[str, BestWays] = {}  # by game
-        self._index: dict[str, _Index] = {}  # by game, of what was drawn from
+        self._index: dict[str, Index] = {}  # by game, of what was drawn from
 
     def __len__(self) -> int:
         """States of all games."""
@@ -98,7 +49,7 @@ class Archive:
             visits = 0 if cell is None else cell.visits
             if cell is not None and (cell.place, cell.things) != (trail.places[-1], trail.things):
                 self._index.pop(game, None)  # where states are told by less than that
-            cell = cells[state] = _Cell(walk, trail.places[-1], trail.things, trail.made, len(walk.actions), visits)
+            cell = cells[state] = Cell(walk, trail.places[-1], trail.things, trail.made, len(walk.actions), visits)
         cell.visits += first
         self.finish(game, trail, solves=solves)
 
@@ -183,41 +134,44 @@ class Archive:
         state there, which counts as a visit.
         """
         cells = self._cells.get(game, {})
-        made: dict[str, list[_Cell]] = {}  # right behind each point
+        made: dict[str, list[Cell]] = {}  # right behind each point
         for cell in cells.values():
-            if len(cell.walk.scores) > 1 and cell.score > cell.walk.scores[-2]:
-                made.setdefault(cell.made[-1], []).append(cell)
+            if cell.point is not None:
+                made.setdefault(cell.point, []).append(cell)
         if not made:
             return None
         point = list(made)[int(rng.integers(len(made)))]
-        goal = _short(made[point], rng)
+        goal = short(made[point], rng)
         way = [cells[state].place if state in cells else "" for state in goal.walk.states[:-1]]
         passed, states = set(way), set(goal.walk.states)
-        there = [c for c in cells.values() if c.place in passed and point not in c.made]
+        there = [cell for cell in cells.values() if cell.place in passed and point not in cell.made]
         there = [cell for cell in there if cell.walk.states[-1] not in states]
         others = [other for other in made if other not in goal.made]
         if others:
             other = others[int(rng.integers(len(others)))]
-            here, elsewhere = self._in_hand(game, goal), self._in_hand(game, _short(made[other], rng))
-            if rng.random() < 0.5:
-                needed = set(elsewhere).difference(here)
-            else:
-                needed = set(here).difference(elsewhere)
-                there = [cell for cell in there if other in cell.made] or there
-            thing = sorted(needed)[int(rng.integers(len(needed)))] if needed else ""
-            there = [cell for cell in there if thing in cell.things] or there
+            there = self._equipped(game, there, goal, short(made[other], rng), rng)
         places = {cell.place for cell in there}
         steps = [t for t, place in enumerate(way) if place in places]
         if not steps:
             return None
-        t = steps[_ranked(len(steps), rng)]
-        there = [cell for cell in there if cell.place == way[t]]
-        rarity = _rarity(there)
-        cell = there[int(rng.choice(len(there), p=rarity / rarity.sum()))]
+        t = steps[ranked(len(steps), rng)]
+        cell = rare([cell for cell in there if cell.place == way[t]], rng)
         cell.visits += 1
         return self._way_to(game, cell, rng).then(goal.walk.actions[t:])
 
-    def _in_hand(self, game: str, cell: _Cell) -> tuple[str, ...]:
+    def _equipped(
+        self, game: str, cells: Sequence[Cell], goal: Cell, other: Cell, rng: np.random.Generator
+    ) -> Sequence[Cell]:
+        """Those with a thing that ``other`` takes, or behind the point of ``other`` with one that ``goal`` takes."""
+        needed, else_needed = set(self._in_hand(game, other)), set(self._in_hand(game, goal))
+        if rng.random() < 0.5:
+            needed, else_needed = else_needed, needed
+            cells = [cell for cell in cells if other.point in cell.made] or cells
+        things = sorted(needed - else_needed)
+        thing = things[int(rng.integers(len(things)))] if things else ""
+        return [cell for cell in cells if thing in cell.things] or cells
+
+    def _in_hand(self, game: str, cell: Cell) -> tuple[str, ...]:
         """Things that were carried one action before."""
         before = self._cells[game].get(cell.walk.states[-2])
         return () if before is None else before.things
@@ -243,7 +197,7 @@ class Archive:
         cell = self._drawn(game, rng)
         return None if cell is None else self._way_to(game, cell, rng)
 
-    def _way_to(self, game: str, cell: _Cell, rng: np.random.Generator) -> Way:
+    def _way_to(self, game: str, cell: Cell, rng: np.random.Generator) -> Way:
         """Its way, or a shorter one that may lead there too: the shortest once, later half of the time another."""
         detours = cell.walk.detours
         walk = cell.walk.without(detours)
@@ -258,22 +212,15 @@ class Archive:
         cell.attempted = len(way.actions)
         return Way(way.seed, way.actions, tried=False)
 
-    def _drawn(self, game: str, rng: np.random.Generator) -> _Cell | None:
+    def _drawn(self, game: str, rng: np.random.Generator) -> Cell | None:
         """As `draw` says."""
         cells = list(self._cells.get(game, {}).values())
         if not cells:
             return None
-        rarity, index = _rarity(cells), self._index.setdefault(game, _Index())
+        index = self._index.setdefault(game, Index())
         index.extend(cells)
-        if self.rare_place_share and rng.random() < self.rare_place_share:
-            weight = index.rare(rarity)
-        else:
-            place = index.place
-            scores, level = np.unique([-cell.score for cell in cells], return_inverse=True)  # the best one first
-            pairs, pair, states = np.unique(place * len(scores) + level, return_inverse=True, return_counts=True)
-            root = states**0.5  # of the states of each place with a score
-            places = np.bincount(pairs % len(scores), root)  # of each score
-            weight = rarity / root[pair] / places[level] / (1 + level)
+        by_thing = self.rare_place_share and rng.random() < self.rare_place_share
+        weight = index.by_thing(cells) if by_thing else index.by_score(cells)
         cell = cells[int(rng.choice(len(cells), p=weight / weight.sum()))]
         cell.visits += 1
         return cell
@@ -327,7 +274,7 @@ class Archive:
         self._cells, self._index = {}, {}
         rows = state["cells"].tolist()
         for (game, place, carried, made, attempted, visits), walk in zip(rows, walks, strict=False):
-            cell = _Cell(walk, texts[place], state["things"][carried], state["made"][made], attempted, visits)
+            cell = Cell(walk, texts[place], state["things"][carried], state["made"][made], attempted, visits)
             self._cells.setdefault(texts[game], {})[walk.states[-1]] = cell
         best = walks[len(rows) :]
         self._best = {game: BestWays() for game in state["luckiest"]}
@@ -340,19 +287,3 @@ class Archive:
 def _numbered(things: Iterable[_T]) -> dict[_T, int]:
     """A number for each different one, from 0 on, in order."""
     return {thing: n for n, thing in enumerate(dict.fromkeys(things))}
-
-
-def _rarity(cells: Sequence[_Cell]) -> np.ndarray:
-    """1 / sqrt(visits) of each [n]."""
-    return np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
-
-
-def _ranked(n: int, rng: np.random.Generator) -> int:
-    """One of 0 to ``n`` - 1, proportional to 1, 1 / 2, 1 / 3 and so on."""
-    share = 1 / np.arange(1, n + 1)
-    return int(rng.choice(n, p=share / share.sum()))
-
-
-def _short(cells: Sequence[_Cell], rng: np.random.Generator) -> _Cell:
-    """One of them, the n-th shortest way proportional to 1 / n."""
-    return sorted(cells, key=lambda cell: len(cell.walk.actions))[_ranked(len(cells), rng)]

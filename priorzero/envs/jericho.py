@@ -22,7 +22,7 @@ from priorzero.envs.object_words import below
 from priorzero.envs.stories import StoryError, check_story, find_story
 
 SEARCHES = ("fast", "exact", "none")
-_HUNG_S = 2.0  # processor time of a command; most take less than a millisecond
+_COMMAND_S = 2.0  # of processor time, after which a command hangs; most take less than a millisecond
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class JerichoEnv(TextGame):
         """As `peek`; and whether the command would make a point."""
         game = self._game
         before, score = game.get_state(), game.get_score()
-        with ended_after(_HUNG_S):
+        with ended_after(_COMMAND_S):
             text, _, _, _ = game.step(command)
         scores = game.get_score() > score
         if game._emulator_halted():
@@ -158,7 +158,7 @@ class JerichoEnv(TextGame):
         return self._reply(text)
 
     def _play(self, action: str) -> Reply:
-        with ended_after(_HUNG_S):
+        with ended_after(_COMMAND_S):
             text, _, _, _ = self._game.step(action)
         return self._reply(text)
 

@@ -34,7 +34,7 @@ class TargetConfig:
 
     gamma: float
     td_steps: int  # n of the n-step return
-    cut_traces: bool  # where exploration took an action, see `WorldModelModule._raised`
+    cut_traces: bool  # what exploration runs into does not lower values
     momentum: float  # theta: how far the target network moves towards the trained one in an update
 
 
