@@ -49,7 +49,6 @@ class Corridor:
             observation=torch.from_numpy(self.states[place]),
             action=torch.from_numpy(action),
             reward=torch.from_numpy(reward),
-            on_policy=torch.ones(windows, steps, dtype=torch.bool),
             length=torch.from_numpy(length),
             terminated=torch.from_numpy(terminated),
             candidates=torch.from_numpy(self.actions),
@@ -68,7 +67,7 @@ class Corridor:
         module = WorldModelModule(
             UniZero(UniZeroConfig(**sizes, **more, max_positions=128)),
             loss=LossWeights(latent=10.0, reward=1.0, value=0.5, policy=1.0, entropy=0.05),
-            target=TargetConfig(gamma=0.9, td_steps=TD_STEPS, cut_traces=False, momentum=0.05),
+            target=TargetConfig(gamma=0.9, td_steps=TD_STEPS, momentum=0.05),
             optim=WorldModelOptim(lr=lr, betas=(0.9, 0.95), weight_decay=1e-4, warmup_updates=10),
         )
         module.log = module.log_dict = lambda *_, **__: None  # no Trainer here

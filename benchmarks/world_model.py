@@ -45,7 +45,6 @@ def make_batch(windows: int) -> WorldModelBatch:
         observation=torch.randn(windows, steps + 1, VECTOR),
         action=torch.randint(CANDIDATES, (windows, steps)),
         reward=torch.rand(windows, steps),
-        on_policy=torch.ones(windows, steps, dtype=torch.bool),
         length=torch.full((windows,), steps),
         terminated=torch.zeros(windows, dtype=torch.bool),
         candidates=torch.randn(CANDIDATES, VECTOR),
@@ -64,7 +63,7 @@ def make_module(width: int) -> WorldModelModule:
     return WorldModelModule(
         UniZero(UniZeroConfig(**sizes, **more)),
         loss=LossWeights(latent=10.0, reward=1.0, value=0.5, policy=1.0, entropy=0.05),
-        target=TargetConfig(gamma=0.997, td_steps=TD_STEPS, cut_traces=False, momentum=0.05),
+        target=TargetConfig(gamma=0.997, td_steps=TD_STEPS, momentum=0.05),
         optim=WorldModelOptim(lr=3e-4, betas=(0.9, 0.95), weight_decay=1e-4, warmup_updates=10),
     )
 

@@ -7,14 +7,15 @@ to every state is kept, and some episodes begin by walking one of them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from priorzero.collect.cells import Cell, Index, ranked, rare, short
+from priorzero.collect.cells import Cell, Index
+from priorzero.collect.crossing import crossing
 from priorzero.collect.ways import Attempt, BestWays, Trail, Walk, Way
 
 _T = TypeVar("_T", bound=Hashable)
@@ -123,58 +124,13 @@ class Archive:
         return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
-        """To another state of a place on a way to a point, and on from there as the way goes: so ways are joined.
-
-        None where no such state is known. One of the points is drawn, then a way to it, the n-th shortest proportional
-        to 1 / n; then another point, not made on that way, and what was in hand where the two were made. Half of the
-        time the other is still to come, and a state is looked for with one of the things that it takes and the way does
-        not; half of the time it is made already, with one of the things that the way takes. The way's own point is
-        still to be made in any case; where there is no such state any other will do. One of the steps of the way is
-        drawn in whose place there are some, the n-th proportional to 1 / n, for most of a way is needed, and a rare
-        state there, which counts as a visit.
-        """
-        cells = self._cells.get(game, {})
-        made: dict[str, list[Cell]] = {}  # right behind each point
-        for cell in cells.values():
-            if cell.point is not None:
-                made.setdefault(cell.point, []).append(cell)
-        if not made:
+        """A way to a point is gone from another state of one of its places, see `crossing`, which counts as a visit."""
+        found = crossing(self._cells.get(game, {}), rng)
+        if found is None:
             return None
-        point = list(made)[int(rng.integers(len(made)))]
-        goal = short(made[point], rng)
-        way = [cells[state].place if state in cells else "" for state in goal.walk.states[:-1]]
-        passed, states = set(way), set(goal.walk.states)
-        there = [cell for cell in cells.values() if cell.place in passed and point not in cell.made]
-        there = [cell for cell in there if cell.walk.states[-1] not in states]
-        others = [other for other in made if other not in goal.made]
-        if others:
-            other = others[int(rng.integers(len(others)))]
-            there = self._equipped(game, there, goal, short(made[other], rng), rng)
-        places = {cell.place for cell in there}
-        steps = [t for t, place in enumerate(way) if place in places]
-        if not steps:
-            return None
-        t = steps[ranked(len(steps), rng)]
-        cell = rare([cell for cell in there if cell.place == way[t]], rng)
+        cell, rest = found
         cell.visits += 1
-        return self._way_to(game, cell, rng).then(goal.walk.actions[t:])
-
-    def _equipped(
-        self, game: str, cells: Sequence[Cell], goal: Cell, other: Cell, rng: np.random.Generator
-    ) -> Sequence[Cell]:
-        """Those with a thing that ``other`` takes, or behind the point of ``other`` with one that ``goal`` takes."""
-        needed, else_needed = set(self._in_hand(game, other)), set(self._in_hand(game, goal))
-        if rng.random() < 0.5:
-            needed, else_needed = else_needed, needed
-            cells = [cell for cell in cells if other.point in cell.made] or cells
-        things = sorted(needed - else_needed)
-        thing = things[int(rng.integers(len(things)))] if things else ""
-        return [cell for cell in cells if thing in cell.things] or cells
-
-    def _in_hand(self, game: str, cell: Cell) -> tuple[str, ...]:
-        """Things that were carried one action before."""
-        before = self._cells[game].get(cell.walk.states[-2])
-        return () if before is None else before.things
+        return self._way_to(game, cell, rng).then(rest)
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way to go, which counts as a visit; None where the game was never played.

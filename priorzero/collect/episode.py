@@ -28,9 +28,6 @@ class Decision:
     subtree: Subtree | None = None  # behind the chosen action, where the next search starts from it
 
 
-ON_POLICY = 0.1  # of the best action's share: a search that gives less would hardly have taken the action
-
-
 @dataclass(slots=True)
 class Episode:
     """A running episode. ``advance`` adds a step, ``cut`` takes the steps since the last cut as a `Segment`."""
@@ -150,7 +147,6 @@ class Episode:
             rewards=rewards,
             intrinsic=intrinsic,
             visit_probs=tuple(d.visit_probs for d in self.decisions),
-            on_policy=np.array([_on_policy(d) for d in self.decisions], bool),
             root_values=np.array([d.root_value for d in self.decisions], np.float32),
             prior_logprobs=tuple(d.prior_logprobs for d in self.decisions),
             terminated=self.step.terminated,
@@ -243,12 +239,6 @@ def past_plan(saved: dict[str, Any]) -> Plan | None:
         return None
     actions, kind, imitates = saved["plan"]
     return Plan(saved["seed"], tuple(actions), kind, tuple(imitates))
-
-
-def _on_policy(decision: Decision) -> bool:
-    """Whether the search might have taken the action, or who is imitated did: see ``ON_POLICY``."""
-    probs = decision.visit_probs
-    return len(probs) > 0 and bool(probs[decision.index] >= ON_POLICY * probs.max())
 
 
 def past_intrinsic(saved: dict[str, Any], t: int) -> float:

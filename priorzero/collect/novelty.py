@@ -19,7 +19,7 @@ import torch
 
 from priorzero.collect.archive import Archive
 from priorzero.collect.atlas import Atlas
-from priorzero.collect.ways import Trail, Way
+from priorzero.collect.ways import Trail, Way, place
 from priorzero.types import Observation, Step
 
 TOLD = ("room", "objects")  # what a `Step` tells beside the observation, and the agent does not see
@@ -147,14 +147,14 @@ class Novelty:
         if not (self.config.try_share or (self.config.return_share and (self.config.return_try_share or errands))):
             return index
         held = [(thing,) for thing in step.carried] if errands else []
-        place = _place(step)
-        keys = [[_deed(step.game, place, action, *thing) for thing in ((), *held)] for action in step.valid_actions]
+        here = _place(step)
+        keys = [[_deed(step.game, here, action, *thing) for thing in ((), *held)] for action in step.valid_actions]
         taken = np.array([[self._taken.get(key, 0) for key in row] for row in keys])
-        here = taken[:, 0]  # with anything in hand, or nothing
+        ever = taken[:, 0]  # with anything in hand, or nothing
         if went_back and errands and not taken.min():
-            index = int(rng.choice(np.flatnonzero(here == 0 if not here.min() else taken.min(1) == 0)))
+            index = int(rng.choice(np.flatnonzero(ever == 0 if not ever.min() else taken.min(1) == 0)))
         elif rng.random() < share:
-            index = int(rng.choice(np.flatnonzero(here == here.min())))
+            index = int(rng.choice(np.flatnonzero(ever == ever.min())))
         for key in keys[index]:
             self._taken[key] = self._taken.get(key, 0) + 1
         return index
@@ -247,9 +247,7 @@ class Novelty:
 
 
 def _place(step: Step) -> str:
-    """The room's name, and its number in a story file: it may be dark there."""
-    name = step.observation.look.partition("\n")[0]
-    return f"{name} {step.room}"
+    return place(step.observation.look.partition("\n")[0], step.room)
 
 
 def _number(*texts: str) -> int:

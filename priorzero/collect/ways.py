@@ -11,6 +11,17 @@ import numpy as np
 _COMPARED = 8  # ways to a game's points
 
 
+def place(name: str, number: str) -> str:
+    """Of a room: what it is called and its number in a story file; where it is dark all are called alike."""
+    return f"{name}\n{number}"
+
+
+def room(place: str) -> str:
+    """The same in the dark as by light: its number, or what it is called where it has none."""
+    name, _, number = place.partition("\n")
+    return number or name
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a state was reached, or may be: in a game that starts from ``seed`` (None: from any), by these actions."""
@@ -42,9 +53,9 @@ class Trail:
 
     @property
     def made(self) -> tuple[str, ...]:
-        """Where and by what each point was made, in order."""
+        """In which room and by what each point was made, in order."""
         steps = zip(self.places, self.actions, pairwise(self.scores), strict=False)
-        return tuple(f"{place}: {action}" for place, action, (before, after) in steps if after > before)
+        return tuple(f"{room(place)}: {action}" for place, action, (before, after) in steps if after > before)
 
     def walk(self, steps: int) -> Walk:
         """Its first steps, to be kept."""

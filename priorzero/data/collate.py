@@ -62,13 +62,11 @@ def world_model_batch(
     lengths = [length for _, _, length in windows]
     observation = np.zeros((len(windows), span + 1, segments[0].vectors.shape[1]), np.float32)
     reward = np.zeros((len(windows), span), np.float32)
-    on_policy = np.ones((len(windows), span), bool)
     for row, (segment, start, length) in enumerate(windows):
         observation[row, : length + 1] = segment.vectors[start : start + length + 1]
         if _ended(segment, start, length):
             observation[row, length + 1 :] = segment.vectors[-1]
         reward[row, :length] = segment.learned_rewards[start : start + length]
-        on_policy[row, :length] = segment.on_policy[start : start + length]
     played = vocabulary.ids([a for s, start, n in windows for a in s.actions[start : start + n]])
     valid = _ValidActions(windows, unroll, vocabulary)
     members = {game: vocabulary.members(game) for game in sorted({segment.game for segment in segments})}
@@ -88,7 +86,6 @@ def world_model_batch(
         observation=torch.from_numpy(observation),
         action=torch.from_numpy(action),
         reward=torch.from_numpy(reward),
-        on_policy=torch.from_numpy(on_policy),
         length=torch.tensor(lengths),
         terminated=torch.tensor([_ended(*window) for window in windows]),
         candidates=torch.from_numpy(vectors[candidates]),

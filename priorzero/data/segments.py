@@ -29,9 +29,9 @@ def check_segment(segment: Segment) -> Segment:
     where = f"segment of {segment.game}, episode {segment.episode}, from step {segment.start}"
     if not 0 < steps < MAX_STEPS:
         raise ValueError(f"{where}: has {steps} steps, allowed are 1 to {MAX_STEPS - 1}")
-    for name, extra in (("observations", 1), ("vectors", 1), ("valid_actions", 1), ("rewards", 0)):
+    for name, extra in (("observations", 1), ("vectors", 1), ("valid_actions", 1), ("rewards", 0), ("intrinsic", 0)):
         _expect(where, name, len(getattr(segment, name)), steps + extra)
-    for name in ("intrinsic", "visit_probs", "on_policy", "root_values", "prior_logprobs"):
+    for name in ("visit_probs", "root_values", "prior_logprobs"):
         _expect(where, name, len(getattr(segment, name)), steps)
     for t, (action, valid) in enumerate(zip(segment.actions, segment.valid_actions, strict=False)):
         if action not in valid:
@@ -140,14 +140,13 @@ def pack_segments(segments: Sequence[Segment]) -> dict[str, Any]:
         "vector": _ints([writer.vectors.add(row.tobytes()) for s in segments for row in s.vectors]),
         "valid_actions": _ints([writer.actions(valid) for s in segments for valid in s.valid_actions]),
         "action": _ints([writer.texts.add(action) for s in segments for action in s.actions]),
-        "rewards": _flat(s.rewards for s in segments),
-        "intrinsic": _flat(s.intrinsic for s in segments),
-        "on_policy": _flat(s.on_policy for s in segments),
-        "root_values": _flat(s.root_values for s in segments),
-        "returns": _flat(s.returns for s in segments if s.returns is not None),
-        "visit_probs": _flat(visit_probs),
+        "rewards": _floats(s.rewards for s in segments),
+        "intrinsic": _floats(s.intrinsic for s in segments),
+        "root_values": _floats(s.root_values for s in segments),
+        "returns": _floats(s.returns for s in segments if s.returns is not None),
+        "visit_probs": _floats(visit_probs),
         "visit_probs_length": _ints([len(array) for array in visit_probs]),
-        "prior_logprobs": _flat(array for array in logprobs if array is not None),
+        "prior_logprobs": _floats(array for array in logprobs if array is not None),
         "prior_logprobs_length": _ints([-1 if array is None else len(array) for array in logprobs]),
         "history_observation": _ints([writer.observation(turn.observation) for turn in histories]),
         "history_action": _ints([writer.texts.add(turn.action) for turn in histories]),
@@ -168,7 +167,7 @@ def _ints(values: list[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def _flat(arrays: Iterable[np.ndarray]) -> Tensor:
+def _floats(arrays: Iterable[np.ndarray]) -> Tensor:
     parts = list(arrays)
     return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.float32))
 
@@ -229,7 +228,6 @@ def _read(reader: _Reader, row: list[int]) -> Segment:
         rewards=reader.take("rewards", steps),
         intrinsic=reader.take("intrinsic", steps),
         visit_probs=tuple(reader.take("visit_probs", n) for n in reader.lengths("visit_probs", steps)),
-        on_policy=reader.take("on_policy", steps),
         root_values=reader.take("root_values", steps),
         prior_logprobs=tuple(
             None if n < 0 else reader.take("prior_logprobs", n) for n in reader.lengths("prior_logprobs", steps)

@@ -8,24 +8,12 @@ from torch import Tensor
 
 
 def td_targets(
-    reward: Tensor,
-    value: Tensor,
-    length: Tensor,
-    terminated: Tensor,
-    *,
-    gamma: float,
-    n: int,
-    unroll: int,
-    on_policy: Tensor | None = None,
+    reward: Tensor, value: Tensor, length: Tensor, terminated: Tensor, *, gamma: float, n: int, unroll: int
 ) -> Tensor:
     """n-step TD targets of the first ``unroll`` steps (Sutton and Barto 7.1; MuZero, arXiv 1911.08265, eq. in app. G).
 
     With ``k = min(n, length - t)``: ``y_t = sum_{i<k} gamma^i r_{t+i} + gamma^k v_{t+k}``, where ``v_length`` counts as
     0 if the game ended there. At a time limit, or where a window was cut, it is bootstrapped.
-
-    With ``on_policy`` the rewards of a target stop before the next action that the policy would not have taken, and the
-    state before it is bootstrapped: what came of it is not what the policy is worth (Watkins 1989, Q(lambda), cuts its
-    traces there).
 
     Args:
         reward: [B, S] of the steps; whatever stands at or after ``length`` is not read.
@@ -35,7 +23,6 @@ def td_targets(
         gamma: discount.
         n: steps of reward before the bootstrap, at least 1.
         unroll: T, at most S.
-        on_policy: [B, S] bool; whatever stands at or after ``length`` is not read. None: all.
 
     Returns:
         [B, T] targets, 0 where ``t >= length``.
@@ -51,10 +38,6 @@ def td_targets(
     t = torch.arange(unroll, device=reward.device)  # [T]
     last = length[:, None]  # [B, 1]
     end = torch.minimum(t + n, last)  # [B, T]: the state that is bootstrapped
-    if on_policy is not None:
-        cut = torch.where(on_policy, steps, torch.arange(steps, device=reward.device))  # [B, S]
-        following = cut.flip(1).cummin(1).values.flip(1)[:, 1:]  # [B, S - 1]: the first cut behind a step
-        end = torch.minimum(end, torch.nn.functional.pad(following, (0, 1), value=steps)[:, :unroll])
     target = torch.zeros(reward.shape[0], unroll, dtype=reward.dtype, device=reward.device)
     for i in range(n):
         column = (t + i).clamp(max=steps - 1)

@@ -40,7 +40,6 @@ class WorldModelBatch(TensorRecord):
     observation: Tensor  # [B, S + 1, O] float; real up to index ``length`` inclusive
     action: Tensor  # [B, S] int64 into candidates; where padded 0, or any after a true end
     reward: Tensor  # [B, S] float; 0 where padded
-    on_policy: Tensor  # [B, S] bool: False where exploration took the action instead of the policy; True where padded
     length: Tensor  # [B] int64, 1..S: real steps
     terminated: Tensor  # [B] bool: step ``length - 1`` ended the game, so observation ``length`` is worth 0
     candidates: Tensor  # [U, E] float, sentence vectors of the actions

@@ -166,8 +166,7 @@ class Segment:
     actions: tuple[str, ...]  # T
     rewards: np.ndarray  # [T] float32, in points of the game
     intrinsic: np.ndarray  # [T] float32, rewards that exploration adds; 0 without
-    visit_probs: tuple[np.ndarray, ...]  # T arrays [A_t], over valid_actions[t]; of length 0 where nobody searched
-    on_policy: np.ndarray  # [T] bool, False where exploration took an action that the policy would hardly have taken
+    visit_probs: tuple[np.ndarray, ...]  # T arrays [A_t], over valid_actions[t]
     root_values: np.ndarray  # [T] float32, what the search thought of the state
     prior_logprobs: tuple[np.ndarray | None, ...]  # T arrays [A_t], None where no language model was asked
     terminated: bool  # the last step ended the game

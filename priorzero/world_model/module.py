@@ -34,7 +34,6 @@ class TargetConfig:
 
     gamma: float
     td_steps: int  # n of the n-step return
-    cut_traces: bool  # what exploration runs into does not lower values
     momentum: float  # theta: how far the target network moves towards the trained one in an update
 
 
@@ -127,25 +126,13 @@ class WorldModelModule(lightning.LightningModule):
             gamma=self.targets_from.gamma,
             n=self.targets_from.td_steps,
             unroll=batch.unroll,
-            on_policy=batch.on_policy if self.targets_from.cut_traces else None,
         )
-
-    def _raised(self, batch: WorldModelBatch, value_target: Tensor, target_value: Tensor) -> Tensor:
-        """The targets [B, T], no less than the value of the state where exploration took the action.
-
-        Such an action shows a way, and the policy need not take it: it can raise what the state is worth, and not lower
-        it (as in self-imitation, Oh et al. 2018, arXiv 1806.05635, eq. 3).
-        """
-        if not self.targets_from.cut_traces:
-            return value_target
-        at_least = torch.maximum(value_target, target_value[:, : batch.unroll].to(value_target.dtype))
-        return torch.where(batch.on_policy[:, : batch.unroll], value_target, at_least)
 
     def _targets(
         self, batch: WorldModelBatch, target_latent: Tensor, target_value: Tensor
     ) -> tuple[Targets, Tensor, Tensor]:
         steps = batch.unroll
-        value_target = self._raised(batch, self._value_targets(batch, target_value), target_value)
+        value_target = self._value_targets(batch, target_value)
         real = torch.arange(steps, device=batch.length.device) < batch.length.unsqueeze(1)
         modelled = real | batch.terminated.unsqueeze(1)
         support = self.model.support

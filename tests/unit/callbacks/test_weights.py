@@ -25,7 +25,7 @@ def module() -> WorldModelModule:
     return WorldModelModule(
         network(),
         loss=LossWeights(latent=1, reward=1, value=1, policy=1, entropy=0),
-        target=TargetConfig(gamma=0.9, td_steps=1, cut_traces=False, momentum=0.1),
+        target=TargetConfig(gamma=0.9, td_steps=1, momentum=0.1),
         optim=WorldModelOptim(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, warmup_updates=1),
     )
 

@@ -56,7 +56,7 @@ def saved(state: dict) -> dict:
 
 
 def same(a: Segment, b: Segment) -> bool:
-    arrays = ("vectors", "rewards", "intrinsic", "on_policy", "root_values", "returns")
+    arrays = ("vectors", "rewards", "intrinsic", "root_values", "returns")
     for name in arrays:
         left, right = getattr(a, name), getattr(b, name)
         if (left is None) != (right is None) or (left is not None and not np.array_equal(left, right)):

@@ -63,17 +63,6 @@ def test_intrinsic_rewards_stand_beside_those_of_the_game():
     assert [turn.reward for turn in episode.turns] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("probs", "on_policy"),
-    [([0.9, 0.1], True), ([0.95, 0.05], False), ([0.0, 1.0], True), ([1.0, 0.0], False), ([], False)],
-)
-def test_what_the_search_would_not_have_taken_is_off_policy(probs: list[float], on_policy: bool):
-    """At least a tenth of the best action's share: here of 1, 0.9 or 0.95."""
-    episode = play(1)
-    episode.advance(Decision(1, np.array(probs, np.float32), 0.0), 1, step(2, terminated=True), vector(2))
-    assert cut(episode).on_policy.tolist() == [True, on_policy]
-
-
 def test_a_long_episode_is_cut_where_asked():
     episode = play(3)
     first = cut(episode)

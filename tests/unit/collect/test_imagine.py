@@ -18,7 +18,7 @@ SEGMENT = Segment(
     observations=tuple(SEEN[2:6]), vectors=np.zeros((4, 2), np.float32),
     valid_actions=(("east", "wait"),) * 4, actions=("action 2", "action 3", "action 4"),
     rewards=np.zeros(3, np.float32), intrinsic=np.zeros(3, np.float32),
-    visit_probs=(np.array([0.5, 0.5], np.float32),) * 3, on_policy=np.ones(3, bool),
+    visit_probs=(np.array([0.5, 0.5], np.float32),) * 3,
     root_values=np.zeros(3, np.float32), prior_logprobs=(None,) * 3, terminated=False, truncated=False,
     world_model_version=0, policy_version=0,
 )  # fmt: skip

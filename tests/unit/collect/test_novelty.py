@@ -242,13 +242,14 @@ def test_a_share_of_the_episodes_crosses():
     played(novelty, ("hall", 0.0), ("garden", 1.0), seed=3)
     assert novelty.archive.crossed("g", rng) is None
     assert "return" in {novelty.begin("g", rng).kind for _ in range(40)}  # what cannot cross goes back
+    played(novelty, ("shed", 1.0), seed=4)  # another point, of another way
     other = Trail(5)
     novelty.mark(step("start"), other)
     novelty.visit(step("hall\nA key lies here."), other, "dig")
     plans = [novelty.begin("g", rng) for _ in range(400)]
     crossed = [plan for plan in plans if plan.actions == ("dig", "to garden")]
     assert {(plan.kind, plan.seed) for plan in crossed} == {("trial", 5)}
-    assert abs(len(crossed) / 400 - 0.5) < 0.08
+    assert abs(len(crossed) / 400 - 0.5 / 6) < 0.04  # half of the pairs' turns, where the shed is still to come: 1 of 3
 
 
 def test_a_share_of_the_episodes_goes_back():
@@ -269,7 +270,7 @@ def test_an_end_is_remembered_only_as_the_best():
     trail = played(make(return_share=1.0), ("hall", 5.0))
     novelty.visit(replace(step("the end"), reward=2.0, score=7.0, terminated=True), trail, "win")
     assert len(novelty.archive) == known
-    assert "the end " not in novelty.atlas.routes("g", "hall ", ("win",))  # nor to carry things to
+    assert "the end\n" not in novelty.atlas.routes("g", "hall\n", ("win",))  # nor to carry things to
     assert novelty.archive.best("g", np.random.default_rng(0)).actions == ("to hall", "win")
 
 
@@ -299,13 +300,13 @@ def test_errands_bring_things_to_where_they_rarely_were():
     for entered, action in ((kitchen, "in"), (garden, "on"), (kitchen, "back"), (hall, "out"), (cellar, "down")):
         novelty.visit(entered, trail, action)
     for _ in range(10_000):
-        novelty.atlas.meet("g", "kitchen ", ("key",))
-        novelty.atlas.meet("g", "cellar ", ("key",))
-    assert {errand(novelty, hall, seed=n) for n in range(9)} == {("in", "garden ")}
-    assert errand(novelty, kitchen, "garden ") == ("on", "garden ")  # goes on
-    assert errand(novelty, garden, "garden ")[1] in ("kitchen ", "")  # is there: from where no way back is valid
+        novelty.atlas.meet("g", "kitchen\n", ("key",))
+        novelty.atlas.meet("g", "cellar\n", ("key",))
+    assert {errand(novelty, hall, seed=n) for n in range(9)} == {("in", "garden\n")}
+    assert errand(novelty, kitchen, "garden\n") == ("on", "garden\n")  # goes on
+    assert errand(novelty, garden, "garden\n")[1] in ("kitchen\n", "")  # is there: from where no way back is valid
     shut = replace(hall, valid_actions=("down", "look"))
-    assert errand(novelty, shut, "garden ") == ("down", "cellar ")  # another errand
+    assert errand(novelty, shut, "garden\n") == ("down", "cellar\n")  # another errand
     empty = replace(hall, carried=())
     assert {errand(novelty, empty, seed=n)[0] for n in range(40)} == {"look", "in", "down"}  # at random
     novelty.config = replace(novelty.config, return_policy="random")
@@ -349,6 +350,6 @@ def test_the_map_survives_a_checkpoint():
     novelty.visit(replace(step("attic"), carried=("key",)), trail, "up")
     other.load_state_dict(novelty.state_dict())
     assert other.atlas.state_dict() == novelty.atlas.state_dict()
-    assert other.atlas.state_dict()["met"] == {"g": {"hall ": {}, "attic ": {"key": 1}}}
+    assert other.atlas.state_dict()["met"] == {"g": {"hall\n": {}, "attic\n": {"key": 1}}}
     novelty.visit(step("hall"), trail, "down")
     assert other.atlas.state_dict() != novelty.atlas.state_dict()  # a copy

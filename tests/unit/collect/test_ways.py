@@ -1,4 +1,4 @@
-from priorzero.collect.ways import BestWays, Trail
+from priorzero.collect.ways import BestWays, Trail, place
 
 
 def trail(actions: str, *scores: float) -> Trail:
@@ -27,6 +27,8 @@ def test_a_trail_knows_what_made_its_points():
     way = Trail(3, [0, 1, 2, 3], ["hall", "attic", "hall", "roof"], [0.0, 5.0, 3.0, 3.5], ["up", "down", "climb"])
     assert way.made == ("hall: up", "hall: climb")
     assert Trail(3, [0], ["hall"], [0.0]).made == ()
+    dark, light = (Trail(3, [0, 1], [place(name, "95"), "pit"], [0.0, 5.0], ["dig"]) for name in ("Darkness", "Cave"))
+    assert dark.made == light.made == ("95: dig",)  # one point, and one room
 
 
 def test_luck_does_not_lead():

@@ -41,11 +41,6 @@ def test_intrinsic_rewards_are_learned_and_not_shown_as_points():
     assert [turn.reward for turn in situation(segment, 2).history] == [1.0, 0.0]
 
 
-def test_what_is_off_policy_is_told_and_padding_is_not():
-    segment = make_segment(3, on_policy=np.array([True, False, False]))
-    assert collate([segment], [1], unroll=2, bootstrap=1).on_policy[0].tolist() == [False, False, True]
-
-
 def test_a_whole_window():
     batch = collate([make_segment(6)], [1])
     assert batch.observation[0].tolist() == [[0, t, 1] for t in range(1, 6)]

@@ -10,11 +10,8 @@ REWARD = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
 VALUE = torch.tensor([[10.0, 20.0, 30.0, 40.0, 50.0]])
 
 
-def targets(
-    length: int, terminated: bool, *, n: int = 2, unroll: int = 4, reward=REWARD, value=VALUE, on_policy=None
-) -> list[float]:
-    ends = torch.tensor([length]), torch.tensor([terminated])
-    y = td_targets(reward, value, *ends, gamma=0.5, n=n, unroll=unroll, on_policy=on_policy)
+def targets(length: int, terminated: bool, *, n: int = 2, unroll: int = 4, reward=REWARD, value=VALUE) -> list[float]:
+    y = td_targets(reward, value, torch.tensor([length]), torch.tensor([terminated]), gamma=0.5, n=n, unroll=unroll)
     assert y.shape == (1, unroll)
     return y[0].tolist()
 
@@ -50,24 +47,6 @@ def test_padding_is_never_read():
     assert targets(2, False, reward=reward, value=value) == [2.75, 3.5, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("on_policy", "expected"),
-    [
-        ([True, True, False, True], [9.5, 17.0, 20.5, 33.0]),  # y0 ends there anyway; y1 = 2 + .5*30
-        ([True, False, True, True], [11.0, 14.0, 20.5, 33.0]),  # y0 = 1 + .5*20; y1 follows the action itself
-        ([False, True, True, False], [9.5, 14.0, 24.0, 33.0]),  # y2 = 4 + .5*40
-    ],
-)
-def test_targets_stop_before_an_action_of_exploration(on_policy: list[bool], expected: list[float]):
-    assert targets(4, False, on_policy=torch.tensor([on_policy])) == expected
-
-
-def test_targets_still_stop_where_the_game_ended():
-    # y0 = 1 + .5*20; y1 = 2, then the end; what lies behind it is not read
-    off = torch.tensor([[True, False, False, False]])
-    assert targets(2, True, on_policy=off) == [11.0, 2.0, 0.0, 0.0]
-
-
 def test_shapes_and_ranges_are_checked():
     with pytest.raises(ValueError, match="one column more"):
         targets(4, False, value=VALUE[:, :4])
@@ -77,12 +56,11 @@ def test_shapes_and_ranges_are_checked():
         targets(4, False, n=0)
 
 
-def naive(reward, value, length, terminated, gamma, n, unroll, on_policy):
+def naive(reward, value, length, terminated, gamma, n, unroll):
     y = np.zeros((len(reward), unroll))
     for b in range(len(reward)):
         for t in range(min(unroll, length[b])):
             k = min(n, length[b] - t)
-            k = next((i for i in range(1, k) if not on_policy[b, t + i]), k)
             for i in range(k):
                 y[b, t] += gamma**i * reward[b, t + i]
             if not (t + k == length[b] and terminated[b]):
@@ -99,7 +77,6 @@ def test_equals_the_naive_loop(data):
     terminated = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     reward, value = rng.normal(size=(rows, steps)), rng.normal(size=(rows, steps + 1))
-    on_policy = rng.random((rows, steps)) < data.draw(st.floats(0, 1))
     y = td_targets(
         *map(torch.from_numpy, (reward, value)),
         torch.tensor(length),
@@ -107,10 +84,8 @@ def test_equals_the_naive_loop(data):
         gamma=gamma,
         n=n,
         unroll=unroll,
-        on_policy=torch.from_numpy(on_policy),
     )
-    expected = naive(reward, value, length, terminated, gamma, n, unroll, on_policy)
-    np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(y.numpy(), naive(reward, value, length, terminated, gamma, n, unroll), atol=1e-12)
 
 
 def test_discounted_returns():

@@ -55,7 +55,6 @@ def make_batch() -> Callable[..., WorldModelBatch]:
             "observation": torch.randn(rows, steps + 1, OBSERVATION, generator=generator),
             "action": torch.randint(candidates, (rows, steps), generator=generator),
             "reward": torch.randint(-1, 3, (rows, steps), generator=generator).float(),
-            "on_policy": torch.ones(rows, steps, dtype=torch.bool),
             "length": torch.full((rows,), steps),
             "terminated": torch.zeros(rows, dtype=torch.bool),
             "candidates": torch.randn(candidates, ACTION, generator=generator),

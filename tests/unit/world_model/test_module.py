@@ -41,13 +41,11 @@ class Outputs(lightning.Callback):
 
 @pytest.fixture
 def make_module(make_model: Callable[..., UniZero]) -> Callable[..., WorldModelModule]:
-    def make(
-        seed: int = 0, lr: float = 3e-3, warmup: int = 1, cut_traces: bool = False, **changes: object
-    ) -> WorldModelModule:
+    def make(seed: int = 0, lr: float = 3e-3, warmup: int = 1, **changes: object) -> WorldModelModule:
         return WorldModelModule(
             make_model(seed, **changes),
             loss=LossWeights(latent=10.0, reward=1.0, value=0.5, policy=1.0, entropy=0.05),
-            target=TargetConfig(gamma=GAMMA, td_steps=TD_STEPS, cut_traces=cut_traces, momentum=MOMENTUM),
+            target=TargetConfig(gamma=GAMMA, td_steps=TD_STEPS, momentum=MOMENTUM),
             optim=WorldModelOptim(lr=lr, betas=(0.9, 0.95), weight_decay=1e-4, warmup_updates=warmup),
         )
 
@@ -75,20 +73,16 @@ def weights_of(net: nn.Module) -> list[Tensor]:
 
 
 def by_hand(batch: WorldModelBatch, value: Tensor) -> Tensor:
-    """n-step targets, one step at a time; those of exploration's actions are no less than the value."""
+    """n-step targets, one step at a time."""
     rows, unroll = batch.length.shape[0], batch.unroll
     y = torch.zeros(rows, unroll)
     for b in range(rows):
         end = int(batch.length[b])
         for t in range(min(unroll, end)):
-            stop = next(
-                (k for k in range(t + 1, min(t + TD_STEPS, end)) if not batch.on_policy[b, k]), min(t + TD_STEPS, end)
-            )
+            stop = min(t + TD_STEPS, end)
             y[b, t] = sum(GAMMA ** (i - t) * batch.reward[b, i] for i in range(t, stop))
             if not (stop == end and batch.terminated[b]):
                 y[b, t] += GAMMA ** (stop - t) * value[b, stop]
-            if not batch.on_policy[b, t]:
-                y[b, t] = max(y[b, t], value[b, t])
     return y
 
 
@@ -191,24 +185,6 @@ def test_advantages_by_hand(
     advantage = module.advantages(batch)
     assert not advantage.requires_grad
     torch.testing.assert_close(advantage, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_what_exploration_runs_into_lowers_no_value_and_what_it_finds_raises_it(
-    make_module: Callable[..., WorldModelModule], make_batch: Callable[..., WorldModelBatch]
-) -> None:
-    module = make_module(cut_traces=True).eval()
-    on_policy = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0, 0, 1, 0, 1], [0, 1, 0, 0, 0]], dtype=torch.bool)
-    batch = make_batch(on_policy=on_policy)
-    batch = replace(batch, reward=torch.tensor([1.0, -50, 50, 0]).unsqueeze(1) * torch.ones(4, 5))
-    with torch.no_grad():
-        out = module.target(batch.observation, batch.candidates[batch.action])
-        value = module.model.support.decode(out.value_logits)
-        expected = by_hand(batch, value)
-        error = (value[:, :3] - expected).abs().mean(1)
-        torch.testing.assert_close(module.compute_losses(batch).td_error, error, atol=1e-4, rtol=1e-4)
-    assert expected[1, 1] == value[1, 1]  # -50 points: not what the state is worth
-    assert (expected[2] > value[2, :3]).all()
-    torch.testing.assert_close(make_module().advantages(batch)[0], expected[0] - value[0, :3], atol=1e-5, rtol=1e-5)
 
 
 def test_a_cut_window_is_bootstrapped_and_an_ended_one_is_not(

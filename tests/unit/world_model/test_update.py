@@ -19,7 +19,7 @@ def make_module(model: UniZero) -> WorldModelModule:
     return WorldModelModule(
         model,
         loss=LossWeights(latent=10.0, reward=1.0, value=0.5, policy=1.0, entropy=0.05),
-        target=TargetConfig(gamma=0.9, td_steps=2, cut_traces=True, momentum=0.25),
+        target=TargetConfig(gamma=0.9, td_steps=2, momentum=0.25),
         optim=WorldModelOptim(lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-4, warmup_updates=1),
     )
 
