@@ -74,6 +74,17 @@ class Archive:
         best = self._model(game, rng)
         return None if best is None else Way(best[0], best[1].actions)
 
+    def ask(self, game: str) -> None:
+        """An episode is to go the best way, if there is one, or to shorten it."""
+        leader = self._leader(game)
+        if leader is not None:
+            leader.asked += 1
+
+    def newness(self, game: str, episodes: int) -> float:
+        """From 1, where the best way was just found, to 0, where so many episodes asked for it, or there is none."""
+        leader = self._leader(game)
+        return 0.0 if leader is None else max(1 - leader.asked / episodes, 0.0)
+
     def _model(self, game: str, rng: np.random.Generator) -> tuple[int | None, Walk] | None:
         """What is imitated or shortened, and the seed that it makes its points in, see `best`."""
         leader = self._leader(game)
@@ -209,7 +220,7 @@ class Archive:
             "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
             "passed": torch.tensor([states[s] for walk in walks for s in walk.states], dtype=torch.int32),
             "scores": torch.tensor([points[p] for walk in walks for p in walk.scores], dtype=torch.int32),
-            "attempts": [(game, attempt.solves, attempt.total, attempt.tries) for game, attempt in attempts],
+            "attempts": [(game, way.solves, way.total, way.tries, way.asked) for game, way in attempts],
             "luckiest": list(luckiest),
         }
 
@@ -234,8 +245,8 @@ class Archive:
             self._cells.setdefault(texts[game], {})[walk.states[-1]] = cell
         best = walks[len(rows) :]
         self._best = {game: BestWays() for game in state["luckiest"]}
-        for (game, solves, total, tries), walk in zip(state["attempts"], best, strict=False):
-            self._best[game].attempts.append(Attempt(walk, solves, total, tries))
+        for (game, *counts), walk in zip(state["attempts"], best, strict=False):
+            self._best[game].attempts.append(Attempt(walk, *counts))
         for game, walk in zip(state["luckiest"], best[len(state["attempts"]) :], strict=True):
             self._best[game].luckiest = walk
 

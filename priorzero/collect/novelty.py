@@ -41,6 +41,7 @@ class NoveltyConfig:
     return_policy: ReturnPolicy  # who plays on from there: the collector's policy, random actions, or `Novelty.wander`
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
+    imitate_first: int  # as many do so where that way is new: all at first, then fewer, until it is imitate_share
     cross_share: float  # of these, go to another state of a place on a way to a point, and on from there as it goes
     rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
@@ -49,11 +50,11 @@ class NoveltyConfig:
         parts = (*Observation._fields, *TOLD)
         ways = (self.imitate_share, self.cross_share, round(self.imitate_share + self.cross_share, 9))
         shares = (self.try_share, self.return_share, self.return_try_share, self.rare_place_share, *ways)
-        fits = self.weight >= 0 and all(0 <= share <= 1 for share in shares)
+        fits = self.weight >= 0 and self.imitate_first >= 0 and all(0 <= share <= 1 for share in shares)
         fits = fits and self.return_policy in get_args(ReturnPolicy)
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
-                f"collector.novelty is {self}: the weight must not be negative, try_share, return_share, "
+                f"collector.novelty is {self}: weight and imitate_first must not be negative, try_share, return_share, "
                 "return_try_share, rare_place_share, imitate_share, cross_share and the sum of the last two lie "
                 f"between 0 and 1, return_policy is one of {', '.join(get_args(ReturnPolicy))}, and `of` names one or "
                 f"more of {', '.join(parts)}"
@@ -107,12 +108,12 @@ class Novelty:
         """
         if not self.config.return_share or rng.random() >= self.config.return_share:
             return None
-        share, imitate, archive = rng.random(), self.config.imitate_share, self.archive
-        if imitate and archive.solved(game):
-            imitate = 1.0  # nothing is left to find
+        share, archive = rng.random(), self.archive
+        imitate = self._imitate_share(game)
         kind: Kind = "imitate" if share < imitate else "return"
         way: Way | None = None
         if kind == "imitate":
+            archive.ask(game)
             way = archive.shortened(game, rng) if rng.random() < 0.5 else None
             way = way or archive.best(game, rng)
         elif share < imitate + self.config.cross_share:
@@ -123,6 +124,14 @@ class Novelty:
             return None
         kind = kind if way.tried else "trial"
         return Plan(way.seed, way.actions, kind, way.actions if kind == "imitate" and way.seed is None else ())
+
+    def _imitate_share(self, game: str) -> float:
+        """Now: 1 where the best way was just found or nothing is left to find, else what the configuration says."""
+        share, first = self.config.imitate_share, self.config.imitate_first
+        if share and self.archive.solved(game):
+            return 1.0
+        new = self.archive.newness(game, first) if share and first else 0.0
+        return share + (1 - share) * new
 
     def finish(self, game: str, trail: Trail, plan: Plan) -> None:
         """An episode with this plan is over: what was imitated is worth the score that it led to."""

@@ -146,6 +146,7 @@ class Attempt:
     solves: bool  # the game: it has no more points than these
     total: float = 0.0  # of the scores of those who went it later
     tries: int = 0  # how many these were
+    asked: int = 0  # episodes that were to go it, or to shorten it, while it was the best
 
     @property
     def worth(self) -> float:

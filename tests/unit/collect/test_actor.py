@@ -27,6 +27,7 @@ NONE, NEW = (
         return_policy="own",
         return_try_share=0.5,
         imitate_share=0.5,
+        imitate_first=0,
         cross_share=0.0,
         rare_place_share=0.0,
         of=("look",),

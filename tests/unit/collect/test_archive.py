@@ -358,6 +358,9 @@ def test_everything_survives_a_checkpoint(entries):
             if best is not None:  # what leads then depends on what was tried how often
                 archive.tested(game, best.actions, -9.0)
                 other.tested(game, best.actions, -9.0)
+            archive.ask(game)
+            other.ask(game)
+            assert archive.newness(game, 9) == other.newness(game, 9)
     assert archive.highest_score == other.highest_score
 
 

@@ -23,6 +23,7 @@ def make(
             return_policy="own",
             return_try_share=0.5,
             imitate_share=0.5,
+            imitate_first=0,
             cross_share=0.0,
             rare_place_share=0.0,
             of=of,
@@ -119,6 +120,7 @@ def test_counts_survive():
         {"try_share": 1.1},
         {"rare_place_share": -0.1},
         {"imitate_share": 0.6, "cross_share": 0.5},
+        {"imitate_first": -1},
         {"return_policy": "nobody"},
         {"of": ()},
         {"of": ("smell",)},
@@ -138,6 +140,7 @@ def test_what_cannot_be_is_refused(changes):
                     "return_policy": "own",
                     "return_try_share": 0.5,
                     "imitate_share": 0.5,
+                    "imitate_first": 0,
                     "cross_share": 0.0,
                     "rare_place_share": 0.0,
                     "of": ("look",),
@@ -173,6 +176,36 @@ def test_how_episodes_begin():
     assert {len(plan.actions) for plan in plans if plan not in best and plan not in trials} == {1, 2, 4, 5}
     shortened = [plan for plan in trials if plan.seed is None]
     np.testing.assert_allclose([len(best) / 400, len(shortened) / 400], 0.25, atol=0.08)  # half of imitate_share each
+
+
+def test_a_new_way_is_imitated_first():
+    """As many episodes as are told ask for it or shorten it, all at first."""
+    novelty, rng = make(return_share=1.0), np.random.default_rng(0)
+    novelty.config = replace(novelty.config, imitate_share=0.2, imitate_first=10)
+    played(novelty, ("hall", 0.0), seed=3)
+    assert sum(novelty.begin("g", rng) is not None for _ in range(300)) > 200  # no way makes a point: no other share
+
+    def imitating(asked: int) -> float:
+        state = novelty.state_dict()
+        (game, *counts, _), *others = state["archive"]["attempts"]
+        state["archive"]["attempts"] = [(game, *counts, asked), *others]
+        plans = []
+        for _ in range(300):
+            novelty.load_state_dict(state)
+            plans.append(novelty.begin("g", rng))
+        return sum(plan.seed is None for plan in plans) / 300
+
+    played(novelty, ("hall", 5.0), ("attic", 0.0), ("shed", 1.0), seed=4)
+    assert imitating(0) == 1.0
+    for asked, share in ((5, 0.6), (10, 0.2), (20, 0.2)):
+        assert abs(imitating(asked) - share) < 0.09
+    novelty.load_state_dict(novelty.state_dict())
+    for _ in range(60):
+        novelty.begin("g", rng)
+    (way,) = novelty.archive._best["g"].attempts
+    assert way.asked > 20  # what asks is counted
+    played(novelty, ("attic", 7.0), seed=5)
+    assert novelty.begin("g", rng).seed is None  # another way is the best, and new
 
 
 def test_what_was_imitated_is_worth_the_score_behind_it():
