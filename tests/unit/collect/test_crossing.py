@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from priorzero.collect.cells import Cell
-from priorzero.collect.crossing import crossing, pair, together
+from priorzero.collect.crossing import crossing, pair, right_behind, together
 from priorzero.collect.ways import Trail
 
 Known = dict[int, Cell]
@@ -34,6 +34,11 @@ def crossings(known: Known, n: int = 1200) -> dict[tuple[str, str] | None, float
         drawn = crossing(known, rng)
         found[None if drawn is None else ("".join(drawn[0].walk.actions), "".join(drawn[1]))] += 1
     return {way: count / n for way, count in found.items()}
+
+
+def drawn_pair(known: Known, seed: int = 0) -> tuple[str, Cell, str] | None:
+    cells = known.values()
+    return pair(right_behind(cells), together(cells), np.random.default_rng(seed))
 
 
 def approx(found: dict, expected: dict):
@@ -97,22 +102,44 @@ def test_ways_are_crossed_with_what_another_point_was_made_with():
     approx(crossings(known), {("t", "d"): 1 / 6, ("sdt", "g"): 1 / 2, ("sdu", "g"): 1 / 6, None: 1 / 6})
 
 
+def test_half_of_the_time_what_a_point_takes_is_enough():
+    """The shovel, which both ways to it had; the hat is what one of them carried."""
+    known: Known = {}
+    add(known, "s", [0, 1], "start", "yard", things=("hat", "shovel"))
+    add(known, "sd", [0, 1, 2], "start", "yard", "hole", paid=(2,))
+    add(known, "u", [0, 3], "start", "shed", things=("shovel",))
+    add(known, "upd", [0, 3, 4, 5], "start", "shed", "yard", "hole", paid=(3,), things=("shovel",))
+    add(known, "up", [0, 3, 4], "start", "shed", "yard", things=("shovel",))
+    add(known, "m", [0, 6], "start", "beach")
+    add(known, "mg", [0, 6, 7], "start", "beach", "boat", paid=(2,))
+    add(known, "mgy", [0, 6, 7, 8], "start", "beach", "boat", "yard", paid=(2,), things=("shovel",))
+    # "d" is 1 of 3. As "sd" does it, 2 of 3: half asks for the hat, which nobody has; half of the rest looks behind "g".
+    # As "upd" does it, 1 of 3, with the shovel alone, which is all that both had
+    expected = {("mgy", "d"): 1 / 6, ("up", "d"): 1 / 36, ("s", "d"): 1 / 36, None: 7 / 9}
+    approx(crossings(known), expected)
+
+
 def test_points_that_were_made_together_are_not_crossed():
     known = two_points()
     add(known, "yc", [0, 3, 5], "start", "yard", "hall")
-    assert pair(known.values(), np.random.default_rng(0)) is not None
+    assert drawn_pair(known) is not None
     add(known, "abcz", [0, 1, 2, 9, 10], "start", "hall", "pit", "yard", "roof", paid=(2, 4))
-    assert pair(known.values(), np.random.default_rng(0)) is None
+    assert drawn_pair(known) is None
     assert crossings(known, 20) == {None: 1.0}
 
 
 def test_short_ways_to_a_point_more_often():
     known = two_points()
     add(known, "aab", [0, 1, 11, 12], "start", "hall", "hall", "pit", paid=(3,))
-    rng, found = np.random.default_rng(0), Counter()
-    for _ in range(900):
-        found.update("".join(cell.walk.actions) for cell in pair(known.values(), rng))
-    approx({way: n / 900 for way, n in found.items()}, {"yz": 1.0, "ab": 2 / 3, "aab": 1 / 3})
+    pairs = [drawn_pair(known, seed) for seed in range(900)]
+    ways = Counter((point, "".join(goal.walk.actions), made) for point, goal, made in pairs)
+    # the hall's point is missing from the second set: 1 of 3, and the second way to it is half as likely
+    expected = {
+        ("yard: z", "yz", "hall: b"): 2 / 3,
+        ("hall: b", "ab", "yard: z"): 2 / 9,
+        ("hall: b", "aab", "yard: z"): 1 / 9,
+    }
+    approx({way: n / 900 for way, n in ways.items()}, expected)
 
 
 def test_the_sets_with_the_highest_scores_come_first():
@@ -138,10 +165,11 @@ def test_the_first_of_a_pair_was_never_made_with_all_of_the_second_ones_set(draw
     assert not any(a < b for a in sets for b in sets)
     assert all(any(points <= largest for largest in sets) for points in made)
     assert all(points in made for points in sets)
-    found = pair(known.values(), np.random.default_rng(seed))
+    found = drawn_pair(known, seed)
     every = set().union(*made)
     assert (found is None) == (every in made or not every)
     if found is not None:
-        first, second = found
-        assert second.point not in first.made
-        assert any(second.point in points and first.point not in points for points in sets)
+        point, goal, other = found
+        assert goal.point == point
+        assert other not in goal.made
+        assert any(other in points and point not in points for points in sets)
