@@ -56,6 +56,8 @@ def open_session(cfg: DictConfig, num_envs: int | None = None) -> Generator[Sess
         ConfigError: something in the configuration cannot work.
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
+    if cfg.ckpt_path:
+        raise ConfigError(f"ckpt_path goes on with a training; what was trained is played with ckpt={cfg.ckpt_path}")
     folder = checkpoint.find(cfg.ckpt, Path(cfg.paths.log_dir)) if cfg.ckpt else None
     cfg = _saved_config(cfg, folder) if folder else cfg
     check_config(cfg)

@@ -10,6 +10,8 @@ import torch
 from toy_runs import config, last_words
 
 from priorzero.app import cli
+from priorzero.app.evaluate import open_session
+from priorzero.app.refusals import ConfigError
 
 JERICHO = ["env=zork1", "llm=none", "prior=none", "mode=world_model", "collector.policy=wm", "evaluation.policies=[wm]",
            "evaluation.final_policies=[wm]"]  # fmt: skip
@@ -53,6 +55,14 @@ def test_story_files_that_are_none(content: bytes, message: str, tmp_path: Path,
 def test_no_gpu(tmp_path: Path, tiny_encoder: Path, caplog):
     found = last_words(config(tmp_path / "run", tiny_encoder, ["trainer=gpu"]), caplog)
     assert "use trainer=cpu" in found
+
+
+@pytest.mark.parametrize("name", ["eval", "play"])
+def test_what_goes_on_with_a_training_evaluates_none(name: str, tmp_path: Path, tiny_encoder: Path):
+    """Else models that never learned would be played."""
+    cfg = config(tmp_path / "run", tiny_encoder, ["ckpt_path=some/run"], name)
+    with pytest.raises(ConfigError, match=r"ckpt_path goes on with a training.* ckpt=some/run"), open_session(cfg):
+        pass
 
 
 def test_errors_of_ours_keep_their_traceback(tmp_path: Path):

@@ -113,7 +113,7 @@ def test_half_of_the_time_what_a_point_takes_is_enough():
     add(known, "m", [0, 6], "start", "beach")
     add(known, "mg", [0, 6, 7], "start", "beach", "boat", paid=(2,))
     add(known, "mgy", [0, 6, 7, 8], "start", "beach", "boat", "yard", paid=(2,), things=("shovel",))
-    # "d" is 1 of 3. As "sd" does it, 2 of 3: half asks for the hat, which nobody has; half of the rest looks behind "g".
+    # "d" is 1 of 3. As "sd" does it, 2 of 3: half asks for the hat, which nobody has; half of the rest is behind "g".
     # As "upd" does it, 1 of 3, with the shovel alone, which is all that both had
     expected = {("mgy", "d"): 1 / 6, ("up", "d"): 1 / 36, ("s", "d"): 1 / 36, None: 7 / 9}
     approx(crossings(known), expected)
