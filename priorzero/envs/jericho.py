@@ -54,7 +54,7 @@ class JerichoSpec:
     valid_actions_cache: int = 100_000
     valid_actions_folder: str | None = None
     valid_actions_entries: int = 1_000_000
-    valid_actions_audit: float = 0.01
+    valid_actions_audit: float = 0.0002
     valid_actions_refresh: float = 0.01
 
     def __post_init__(self) -> None:
