@@ -37,7 +37,7 @@ def crossing(cells: Mapping[int, Cell], rng: np.random.Generator) -> tuple[Cell,
     if drawn is None:
         return None
     point, goal, made = drawn
-    takes, else_takes = (_taken(cells, known[point]) for point in (point, made))
+    takes, else_takes = _taken(cells, known[point]), _taken(cells, known[made])
     behind, everything = rng.random(2) < 0.5
     things = sorted(takes - else_takes if behind else else_takes - takes)
     needed = {_any(things, rng)} if things else set()

@@ -41,7 +41,7 @@ class NoveltyConfig:
     return_policy: ReturnPolicy  # who plays on from there: the collector's policy, random actions, or `Novelty.wander`
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
-    imitate_first: int  # as many do so where that way is new: all at first, then fewer, until it is imitate_share
+    imitate_first: int  # where that way is new all do, then fewer, until so many episodes have and it is imitate_share
     cross_share: float  # of these, go a way to a point from another state of one of its places, see `crossing`
     rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
@@ -100,7 +100,8 @@ class Novelty:
     def begin(self, game: str, rng: np.random.Generator) -> Plan | None:
         """How the next episode of the game begins; None where it begins as ever.
 
-        Where a way is known that always makes all of the game's points, all that would go back imitate or shorten it.
+        Where a way is known that always makes all of the game's points, all that would go back imitate or shorten it,
+        and nearly all where the best way is new.
 
         Args:
             game: its name.

@@ -55,7 +55,7 @@ class Trail:
     def made(self) -> tuple[str, ...]:
         """In which room and by what each point was made, in order."""
         steps = zip(self.places, self.actions, pairwise(self.scores), strict=False)
-        return tuple(f"{room(place)}: {action}" for place, action, (before, after) in steps if after > before)
+        return tuple(f"{room(at)}: {action}" for at, action, (before, after) in steps if after > before)
 
     def walk(self, steps: int) -> Walk:
         """Its first steps, to be kept."""
