@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from priorzero.utils import models
+
+settings.register_profile("any machine", deadline=None)  # a slow one is no error in what is tested
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 

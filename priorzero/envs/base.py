@@ -140,8 +140,8 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
         return ""
 
     def _things(self) -> tuple[str, tuple[str, ...]]:
-        """A text that identifies what is in the room and carried, also what closed things hide, and what is carried and
-        in what ("match in raincoat"), sorted, each once. Both are empty where nobody knows.
+        """A text that identifies what is in the room and carried, and its condition if it is carried, also what closed
+        things hide; and what is carried and in what ("match in raincoat"), sorted, each once. Empty where nobody knows.
         """
         return "", ()
 

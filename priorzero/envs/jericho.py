@@ -206,12 +206,15 @@ class JerichoEnv(TextGame):
 
     def _things(self) -> tuple[str, tuple[str, ...]]:
         objects, player = self._game.get_world_objects(), self._game.player_obj_num
-        within = below(objects, objects[player].parent)
-        # by name: one of many alike is as good as another
-        pairs = sorted((objects[objects[number].parent].name, objects[number].name) for number in within)
-        held = (objects[number] for number in below(objects, player))
-        carried = {o.name if o.parent == player else f"{o.name} in {objects[o.parent].name}" for o in held}
-        return "; ".join(f"{holder}: {name}" for holder, name in pairs), tuple(sorted(carried))
+        held = below(objects, player)
+        # by name: one of many alike is as good as another; of what is carried also whether it burns, is open and such
+        told = sorted(
+            (objects[objects[n].parent].name, objects[n].name, bytes(objects[n]._attr).hex() if n in held else "")
+            for n in below(objects, objects[player].parent)
+        )
+        things = (objects[n] for n in held)
+        carried = {o.name if o.parent == player else f"{o.name} in {objects[o.parent].name}" for o in things}
+        return "; ".join(f"{holder}: {name} {bits}" for holder, name, bits in told), tuple(sorted(carried))
 
     def _walkthrough(self) -> list[str] | None:
         return self._game.get_walkthrough()

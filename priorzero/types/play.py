@@ -34,7 +34,7 @@ class Step:
     goal: str = ""  # the task in words, where the game states one
     world_hash: str = ""  # identifies the state of the game world
     room: str = ""  # identifies where the player is, also where rooms look alike; empty where the game does not tell
-    objects: str = ""  # identifies what is in the room and carried, also what closed things hide; empty likewise
+    objects: str = ""  # identifies what is in the room and carried, and how, also in closed things; empty likewise
     carried: tuple[str, ...] = ()  # what the player has, "match in raincoat" too, sorted, each once; empty likewise
     fault: str = ""  # why the worker was replaced; empty in normal running
 

@@ -237,7 +237,7 @@ def test_the_room_is_told_though_rooms_look_alike(envs: VectorEnv, games_dir: Pa
 
 
 def test_what_a_closed_bag_hides_is_told(envs: VectorEnv, games_dir: Path):
-    """Its owner sees the same with a match in the raincoat and without; so it is with what happens elsewhere."""
+    """Its owner sees the same with a match in the raincoat, or one that burns, or none; and with one elsewhere."""
     spec = story(games_dir, "omniquest", valid_actions="none")
     coat = ["examine tree", "drop snorkel", "east", "south", "southeast", "take raincoat", "northwest", "southwest"]
     hide = ["take match", "open raincoat", "put match in raincoat", "close raincoat"]
@@ -249,4 +249,9 @@ def test_what_a_closed_bag_hides_is_told(envs: VectorEnv, games_dir: Path):
     assert len({without.objects, hidden.objects, elsewhere.objects}) == 3
     again = replay(envs, spec, [*coat, *left, "northeast", "southwest"], seed=1)[-1]
     assert again.objects == elsewhere.objects
+    burning = replay(envs, spec, [*coat, "take match", "light match", *hide[1:]], seed=1)[-1]
+    assert burning.observation.look == hidden.observation.look
+    assert burning.observation.inventory == hidden.observation.inventory
+    assert burning.carried == hidden.carried
+    assert burning.objects != hidden.objects
     assert (without.carried, hidden.carried) == (("raincoat",), ("match in raincoat", "raincoat"))

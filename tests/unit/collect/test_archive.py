@@ -331,7 +331,7 @@ trails = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trails)
 def test_everything_survives_a_checkpoint(entries):
     archive, other = Archive(rare_place_share=0.5), Archive(rare_place_share=0.5)
@@ -364,7 +364,7 @@ def test_everything_survives_a_checkpoint(entries):
     assert archive.highest_score == other.highest_score
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20), st.integers(0, 99))
 def test_a_shortened_way_keeps_what_made_points(steps, seed):
     states, paid = [0, *(state for state, _ in steps)], [p for _, p in steps]

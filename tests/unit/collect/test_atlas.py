@@ -74,7 +74,7 @@ def test_there_is_no_errand_for_empty_hands():
     assert atlas.errand("g", ("key",), {}, rng) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=20), st.integers(0, 5))
 def test_a_route_leads_there(doors, start):
     """Each action is the number of the place behind it; following routes comes one action nearer each time."""

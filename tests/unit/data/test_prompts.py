@@ -50,7 +50,7 @@ def test_rows_come_back_equal(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(written=st.lists(rows, max_size=3))
 def test_any_rows_come_back_equal(suffix, written):
     with tempfile.TemporaryDirectory() as folder:

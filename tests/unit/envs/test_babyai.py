@@ -103,7 +103,7 @@ def test_useful_actions_by_what_is_ahead_and_in_hand(ahead: Any, carried: Any, u
     assert useful_actions(level) == [*useful, "turn left", "turn right"]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.sampled_from(["GoToLocal", "PickupLoc", "PutNextLocal", "UnlockLocalDist", "KeyInBox", "BlockedUnlockPickup"]),
     st.integers(1, 1000),

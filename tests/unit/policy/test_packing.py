@@ -75,7 +75,7 @@ QUERIES = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), 
 
 
 @given(queries=QUERIES, row_tokens=st.integers(1, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_path_spells_its_sequence(queries, row_tokens):
     prompts, answers = [p for p, _ in queries], [a for _, a in queries]
     packed = pack(prompts, answers, pad_id=0, row_tokens=row_tokens)

@@ -90,7 +90,7 @@ def compressed(x, mask):
     return x[mask][None]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences(), st.floats(0, 1), st.floats(0, 1))
 def test_gaps_change_nothing(inputs, gamma, lam):
     whole = gae(inputs, gamma=gamma, lam=lam)
@@ -105,7 +105,7 @@ def test_gaps_change_nothing(inputs, gamma, lam):
     close(gae(noisy, gamma=gamma, lam=lam).advantages, whole.advantages)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences(), st.floats(0, 1), st.floats(0, 1))
 def test_bilevel_gae_is_gae_with_one_turn_and_with_turns_of_one_token(inputs, gamma, lam):
     last = inputs.mask & (inputs.mask.flip(-1).cumsum(-1).flip(-1) == 1)
@@ -116,7 +116,7 @@ def test_bilevel_gae_is_gae_with_one_turn_and_with_turns_of_one_token(inputs, ga
     close(short.advantages, gae(inputs, gamma=gamma, lam=lam).advantages)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sequences())
 def test_with_both_constants_one_the_return_is_the_reward_to_go(inputs):
     togo = inputs.rewards.flip(-1).cumsum(-1).flip(-1).masked_fill(~inputs.mask, 0)

@@ -169,7 +169,7 @@ ESTIMATORS = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from(ESTIMATORS))
 def test_samples_without_tokens_and_the_order_change_nothing(seed, estimator):
     random = torch.Generator().manual_seed(seed)

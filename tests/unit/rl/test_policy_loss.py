@@ -117,7 +117,7 @@ def test_pick_and_weighted_mean():
     assert values.grad.tolist() == [0, 0, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-30, 0), min_size=1, max_size=6), st.floats(0.1, 5), st.booleans())
 def test_padding_changes_nothing(scores, temperature, normalise):
     sums, counts = torch.tensor([scores]), torch.arange(1, len(scores) + 1)[None]

@@ -157,7 +157,7 @@ LOSSES = [
 number = st.sampled_from([NAN, torch.inf, -torch.inf, 1e30, -3.0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.sampled_from(LOSSES), number, number, number)
 def test_what_stands_outside_the_mask_changes_nothing(seed, policy_loss, a, b, c):
     random = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ def tokenizer(llm_path):
     return AutoTokenizer.from_pretrained(llm_path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(turns=TURNS, mode=st.sampled_from(["dialogue", "step"]), seed=st.integers(0, 2**32 - 1))
 def test_written_is_exactly_what_was_sampled(tokenizer, turns, mode, seed):
     results, generator = play(tokenizer, *turns, samples=2, mode=mode)

@@ -41,7 +41,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert pick(0.999999, top_p=0.74, logits=LOGITS.flip(-1))[0] == 2
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.2, 3.0), st.floats(0.05, 1.0))
 def test_draws_are_of_the_distribution(seed, temperature, top_p):
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def test_special_tokens_are_no_text():
     assert watch.ended([*tokenizer("lo")["input_ids"], *[start] * 20, *tokenizer("ok")["input_ids"]])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text("ab é", min_size=1, max_size=30), st.lists(st.text("ab é", min_size=1, max_size=4), max_size=3))
 def test_watching_the_tail_equals_reading_everything(text, stop):
     watch = StopText(tokenizer, frozenset({tokenizer.eos_token_id}), stop)

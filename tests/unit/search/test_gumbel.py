@@ -85,7 +85,7 @@ def test_interior_visits_follow_the_improved_policy() -> None:
     assert [below.count(action) for action in (1, 2, 3)] == [4, 2, 2]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     hows=st.lists(imaginations, min_size=1, max_size=3),
     simulations=st.integers(1, 50),
@@ -111,7 +111,7 @@ def test_equals_the_plain_reference(
         assert result.action[row] == answer.action
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hows=st.lists(imaginations, min_size=2, max_size=5), padding=st.integers(0, 9))
 def test_rows_are_independent_of_batch_and_padding(hows: list[Imagination], padding: int) -> None:
     together = ImaginedModel([imagine(how) for how in hows], padding)
@@ -136,7 +136,7 @@ def test_noise_does_not_depend_on_padding() -> None:
     np.testing.assert_array_equal(results[0].visits, results[1].visits[:, :30])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(how=imaginations, considered=st.integers(1, 16), seed=st.integers(0, 10**6))
 def test_what_always_holds(how: Imagination, considered: int, seed: int) -> None:
     model = ImaginedModel([imagine(how)])

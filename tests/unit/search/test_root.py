@@ -150,7 +150,7 @@ def test_choose_at_a_very_low_temperature_is_greedy() -> None:
     np.testing.assert_array_equal(chosen, [1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 30), min_size=1, max_size=9).filter(any),
     st.integers(0, 10**6),

@@ -62,7 +62,7 @@ def test_three_simulations_by_hand() -> None:
     assert (result.visits.dtype, result.q.dtype, result.value.dtype) == (np.int32, np.float32, np.float32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(hows=st.lists(imaginations, min_size=1, max_size=4), simulations=st.integers(1, 50))
 def test_equals_the_plain_reference(hows: list[Imagination], simulations: int) -> None:
     worlds = [imagine(how) for how in hows]
@@ -118,7 +118,7 @@ def test_an_action_that_was_never_taken_leaves_nothing() -> None:
     assert sorted(len(subtree(tree, 0, slot).actions) for slot in range(3)) == [0, 0, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     hows=st.lists(imaginations, min_size=1, max_size=4),
     simulations=st.integers(1, 50),
@@ -161,7 +161,7 @@ def test_refuses_a_bad_earlier_search(visits: list, q: list, message: str) -> No
         search_tree(Constant(), replace(root, earlier=Edges(np.array(visits, np.int32), np.array(q))), CONFIG)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hows=st.lists(imaginations, min_size=2, max_size=5), padding=st.integers(0, 9))
 def test_rows_are_independent_of_batch_and_padding(hows: list[Imagination], padding: int) -> None:
     together = ImaginedModel([imagine(how) for how in hows], padding)
@@ -177,7 +177,7 @@ def test_rows_are_independent_of_batch_and_padding(hows: list[Imagination], padd
         assert batch.value[row] == single.value[0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(how=imaginations)
 def test_visits_are_conserved_and_legal(how: Imagination) -> None:
     model = ImaginedModel([imagine(how)])

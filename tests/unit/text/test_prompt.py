@@ -126,7 +126,7 @@ def test_answers_are_own_tokens_and_one_end_token(format, end):
 
 
 @pytest.mark.parametrize("format", ["plain", "reasoning", "think_answer"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(action=st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<"), min_size=1, max_size=20))
 def test_prompt_and_answer_together_are_the_tokens_of_the_whole_text(format, action):
     builder = build(format=format)
@@ -149,7 +149,7 @@ def test_oldest_history_goes_first():
     assert build(max_tokens=len(bare)).prompt(SITUATION) == bare
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(budget=st.integers(1, 600), steps=st.integers(0, 4))
 def test_budget_is_kept_and_the_observation_too(budget, steps):
     builder = build(max_tokens=budget, history_steps=steps)
