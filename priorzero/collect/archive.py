@@ -135,7 +135,7 @@ class Archive:
         return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
-        """A way to a point is gone from another state of one of its places, see `crossing`, which counts as a visit."""
+        """A way is gone from another state of one of its places, see `crossing`, which counts as a visit."""
         found = crossing(self._cells.get(game, {}), rng)
         if found is None:
             return None

@@ -1,12 +1,14 @@
-"""Ways to two points become one way to both.
+"""Ways that were gone apart become one way.
 
-What makes a point may need things that no way to another point comes by. So a way is gone once more, to a point that
-was never made together with the others, with what these take in hand, or behind one of them.
+What makes a point may need things that no way to another point comes by, and what can be done in a place may need one
+that never was there. So a way is gone once more from another state of one of its places: to a point that was never made
+together with the others, with what these take in hand, or behind one of them; or to a place, with a thing that rarely
+was there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -14,10 +16,23 @@ import numpy as np
 from priorzero.collect.cells import Cell, ranked, rare, short
 
 _T = TypeVar("_T")
+Crossing = tuple[Cell, tuple[str, ...]]  # where to go, and how to go on from there: the rest of another way
 
 
-def crossing(cells: Mapping[int, Cell], rng: np.random.Generator) -> tuple[Cell, tuple[str, ...]] | None:
-    """Where to go, and how to go on from there: as the way to a point does from another state of one of its places.
+def crossing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing | None:
+    """Half of the time `to_a_point`, else `with_a_thing`; the other one where that finds nothing.
+
+    Args:
+        cells: all that is known of a game, by their states.
+        rng: draws everything.
+    """
+    if rng.random() < 0.5:
+        return to_a_point(cells, rng) or with_a_thing(cells, rng)
+    return with_a_thing(cells, rng) or to_a_point(cells, rng)
+
+
+def to_a_point(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing | None:
+    """On from another state of one of its places as the way to a point does.
 
     The point and another one are drawn by `pair`. Half of the time the other is still to come, and the state has one of
     the things in hand that it takes and the point does not; half of the time it is made already, and the state has one
@@ -25,12 +40,8 @@ def crossing(cells: Mapping[int, Cell], rng: np.random.Generator) -> tuple[Cell,
     what was in hand whenever it was made. The point itself is still to be made, and half of the time the state has all
     that was in hand when the way came by, else what of it the point takes: ways carry more than they need.
 
-    Args:
-        cells: all that is known of a game, by their states.
-        rng: draws the points, the thing, a step of the way where there are such states, and a rare one of them.
-
     Returns:
-        The state, and the rest of the way; None where no such state is known, or one way made all known points.
+        None where no such state is known, or one way made all known points.
     """
     known = right_behind(cells.values())
     drawn = pair(known, together(cells.values()), rng)
@@ -41,19 +52,69 @@ def crossing(cells: Mapping[int, Cell], rng: np.random.Generator) -> tuple[Cell,
     behind, everything = rng.random(2) < 0.5
     things = sorted(takes - else_takes if behind else else_takes - takes)
     needed = {_any(things, rng)} if things else set()
-    passed: dict[str, list[tuple[int, set[str]]]] = {}  # each place of the way: when, and with what in hand
+    return _joined(
+        cells,
+        goal,
+        lambda hand: needed | (hand if everything else hand & takes),
+        lambda cell: point not in cell.made and (not behind or made in cell.made),
+        rng,
+    )
+
+
+def with_a_thing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing | None:
+    """On from another state of one of its places as the way to a place does, with one thing more in hand.
+
+    A thing is drawn proportional to 1 / the visits of the states with it, a place to 1 / (1 + those of its states with
+    that thing), and of the ways there without it that with the n-th fewest actions proportional to 1 / n. The state has
+    all that was in hand when the way came by, and the thing.
+
+    Returns:
+        None where no such state is known.
+    """
+    places: dict[str, list[Cell]] = {}
+    carried: dict[str, dict[str, int]] = {}  # visits of the states with each thing, by their place
+    for cell in cells.values():
+        places.setdefault(cell.place, []).append(cell)
+        for thing in cell.things:
+            visits = carried.setdefault(thing, {})
+            visits[cell.place] = visits.get(cell.place, 0) + max(cell.visits, 1)
+    if not carried:
+        return None
+    thing = _weighted({thing: 1 / sum(visits.values()) for thing, visits in carried.items()}, rng)
+    place = _weighted({place: 1 / (1 + carried[thing].get(place, 0)) for place in places}, rng)
+    without = [cell for cell in places[place] if thing not in cell.things]
+    if not without:
+        return None
+    return _joined(cells, short(without, rng), lambda hand: hand | {thing}, lambda _: True, rng)
+
+
+def _joined(
+    cells: Mapping[int, Cell],
+    goal: Cell,
+    needs: Callable[[set[str]], set[str]],
+    fits: Callable[[Cell], bool],
+    rng: np.random.Generator,
+) -> Crossing | None:
+    """A state in a place of the way to the goal that is none of its own, and how that way goes on from there.
+
+    Args:
+        cells: see `crossing`.
+        goal: where the way leads.
+        needs: what the state has in hand at least, where that was in hand when the way came by.
+        fits: what else is asked of it.
+        rng: draws a step of the way where there are such states, and a rare one of them.
+    """
+    passed: dict[str, list[tuple[int, set[str]]]] = {}  # each place of the way: when, and what is needed in hand
     for t, state in enumerate(goal.walk.states[:-1]):
         if state in cells:
-            hand = set(cells[state].things)
-            passed.setdefault(cells[state].place, []).append((t, needed | (hand if everything else hand & takes)))
+            passed.setdefault(cells[state].place, []).append((t, needs(set(cells[state].things))))
     found: dict[int, list[Cell]] = {}
     states = set(goal.walk.states)
     for state, cell in cells.items():
-        if cell.place not in passed or state in states or point in cell.made or (behind and made not in cell.made):
-            continue
-        for t, hand in passed[cell.place]:
-            if hand.issubset(cell.things):
-                found.setdefault(t, []).append(cell)
+        if cell.place in passed and state not in states and fits(cell):
+            for t, hand in passed[cell.place]:
+                if hand.issubset(cell.things):
+                    found.setdefault(t, []).append(cell)
     if not found:
         return None
     t = _any(sorted(found), rng)
@@ -119,3 +180,8 @@ def _taken(cells: Mapping[int, Cell], behind: Iterable[Cell]) -> set[str]:
 
 def _any(things: Sequence[_T], rng: np.random.Generator) -> _T:
     return things[int(rng.integers(len(things)))]
+
+
+def _weighted(weights: Mapping[_T, float], rng: np.random.Generator) -> _T:
+    share = np.array(list(weights.values()))
+    return list(weights)[int(rng.choice(len(share), p=share / share.sum()))]

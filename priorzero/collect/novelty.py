@@ -42,7 +42,7 @@ class NoveltyConfig:
     return_try_share: float  # ``try_share`` of an episode that went back, once it is there
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     imitate_first: int  # where that way is new all do, then fewer, until so many episodes have and it is imitate_share
-    cross_share: float  # of these, go a way to a point from another state of one of its places, see `crossing`
+    cross_share: float  # of these, go a way from another state of one of its places, see `crossing`
     rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 

@@ -1,11 +1,12 @@
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from priorzero.collect.cells import Cell
-from priorzero.collect.crossing import crossing, pair, right_behind, together
+from priorzero.collect.crossing import Crossing, crossing, pair, right_behind, to_a_point, together, with_a_thing
 from priorzero.collect.ways import Trail
 
 Known = dict[int, Cell]
@@ -27,11 +28,13 @@ def add(
     known[states[-1]] = Cell(walk, places[-1], things, trail.made, len(actions), visits)
 
 
-def crossings(known: Known, n: int = 1200) -> dict[tuple[str, str] | None, float]:
+def crossings(
+    known: Known, n: int = 1200, draw: Callable[[Known, np.random.Generator], Crossing | None] = to_a_point
+) -> dict[tuple[str, str] | None, float]:
     """How often each state, by its way, with each rest of a way is drawn."""
     rng, found = np.random.default_rng(0), Counter()
     for _ in range(n):
-        drawn = crossing(known, rng)
+        drawn = draw(known, rng)
         found[None if drawn is None else ("".join(drawn[0].walk.actions), "".join(drawn[1]))] += 1
     return {way: count / n for way, count in found.items()}
 
@@ -117,6 +120,51 @@ def test_half_of_the_time_what_a_point_takes_is_enough():
     # As "upd" does it, 1 of 3, with the shovel alone, which is all that both had
     expected = {("mgy", "d"): 1 / 6, ("up", "d"): 1 / 36, ("s", "d"): 1 / 36, None: 7 / 9}
     approx(crossings(known), expected)
+
+
+def test_a_way_is_gone_with_a_thing_more_where_it_never_was():
+    known: Known = {}
+    add(known, "", [0], "start")
+    add(known, "a", [0, 1], "start", "hall")
+    assert crossings(known, 20, with_a_thing) == {None: 1.0}  # nothing was ever carried
+    add(known, "ab", [0, 1, 2], "start", "hall", "pit")
+    add(known, "k", [0, 3], "start", "shed", things=("key",), visits=3)
+    add(known, "kh", [0, 3, 4], "start", "shed", "hall", things=("key",))
+    # start 1, hall 1 / 2, pit 1, shed 1 / 4, and nobody had the key at the start
+    approx(crossings(known, draw=with_a_thing), {("kh", "b"): 4 / 11, None: 7 / 11})
+
+
+def test_a_way_is_gone_with_all_that_was_in_hand_and_a_thing_more():
+    known: Known = {}
+    add(known, "", [0], "start")
+    add(known, "r", [0, 5], "start", "hall", things=("rope",))
+    add(known, "rb", [0, 5, 6], "start", "hall", "cave", things=("rope",))
+    add(known, "k", [0, 3], "start", "shed", things=("key",))
+    add(known, "kh", [0, 3, 4], "start", "shed", "hall", things=("key",))
+    assert crossings(known, 100, with_a_thing) == {None: 1.0}
+    add(known, "khr", [0, 3, 4, 7], "start", "shed", "hall", "hall", things=("key", "rope"))
+    # the key in half: start 1, hall 1 / 3, shed 1 / 2, cave 1
+    approx(crossings(known, draw=with_a_thing), {("khr", "b"): 3 / 17, None: 14 / 17})
+
+
+def test_things_that_were_rarely_carried_come_first():
+    known: Known = {}
+    add(known, "a", [0, 1], "start", "hall")
+    add(known, "ab", [0, 1, 2], "start", "hall", "pit")
+    add(known, "k", [0, 3], "start", "hall", things=("key",), visits=9)
+    add(known, "r", [0, 4], "start", "hall", things=("rope",), visits=1)
+    # the pit 1 of 1 + 1 / 10 and of 1 + 1 / 2
+    expected = {("k", "b"): 1 / 10 * 10 / 11, ("r", "b"): 9 / 10 * 2 / 3, None: 1 - 1 / 11 - 3 / 5}
+    approx(crossings(known, draw=with_a_thing), expected)
+
+
+def test_what_finds_nothing_leaves_it_to_the_other():
+    known = two_points()
+    add(known, "yc", [0, 3, 5], "start", "yard", "hall")
+    approx(crossings(known, draw=crossing), {("yc", "b"): 1 / 6, None: 5 / 6})
+    add(known, "yc", [0, 3, 5], "start", "yard", "hall", things=("key",))
+    # the key to the pit in 1 of 1 + 1 + 1 + 1 / 2
+    approx(crossings(known, draw=crossing), {("yc", "b"): 1 - 5 / 6 * 5 / 7, None: 5 / 6 * 5 / 7})
 
 
 def test_points_that_were_made_together_are_not_crossed():
