@@ -19,7 +19,7 @@ class Cell:
 
     walk: Walk
     place: str
-    things: tuple[str, ...]  # names of what is carried there
+    things: tuple[str, ...]  # what is carried there, as in `Step.carried`: in another condition it is another thing
     made: tuple[str, ...]  # its points, see `Trail.made`
     attempted: int  # actions of the shortest way that was tried
     visits: int = 0  # episodes that came by, or were sent there

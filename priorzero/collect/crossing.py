@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from priorzero.collect.cells import Cell, ranked, rare, short
+from priorzero.collect.ways import names
 
 _T = TypeVar("_T")
 Crossing = tuple[Cell, tuple[str, ...]]  # where to go, and how to go on from there: the rest of another way
@@ -66,7 +67,7 @@ def with_a_thing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossin
 
     A thing is drawn proportional to 1 / the visits of the states with it, a place to 1 / (1 + those of its states with
     that thing), and of the ways there without it that with the n-th fewest actions proportional to 1 / n. The state has
-    all that was in hand when the way came by, and the thing.
+    all that was in hand when the way came by, in any condition, and the thing: a match that burns is another one.
 
     Returns:
         None where no such state is known.
@@ -107,13 +108,14 @@ def _joined(
     passed: dict[str, list[tuple[int, set[str]]]] = {}  # each place of the way: when, and what is needed in hand
     for t, state in enumerate(goal.walk.states[:-1]):
         if state in cells:
-            passed.setdefault(cells[state].place, []).append((t, needs(set(cells[state].things))))
+            passed.setdefault(cells[state].place, []).append((t, needs(names(cells[state].things))))
     found: dict[int, list[Cell]] = {}
     states = set(goal.walk.states)
     for state, cell in cells.items():
         if cell.place in passed and state not in states and fits(cell):
+            have = names(cell.things).union(cell.things)
             for t, hand in passed[cell.place]:
-                if hand.issubset(cell.things):
+                if hand <= have:
                     found.setdefault(t, []).append(cell)
     if not found:
         return None
@@ -174,7 +176,7 @@ def together(cells: Iterable[Cell]) -> list[frozenset[str]]:
 def _taken(cells: Mapping[int, Cell], behind: Iterable[Cell]) -> set[str]:
     """What was in hand, one action before, on every way to a point."""
     before = (cells.get(cell.walk.states[-2]) for cell in behind)
-    hands = [set(cell.things) for cell in before if cell is not None]
+    hands = [names(cell.things) for cell in before if cell is not None]
     return set.intersection(*hands) if hands else set()
 
 

@@ -19,7 +19,7 @@ import torch
 
 from priorzero.collect.archive import Archive
 from priorzero.collect.atlas import Atlas
-from priorzero.collect.ways import Trail, Way, place
+from priorzero.collect.ways import Trail, Way, names, place
 from priorzero.types import Observation, Step
 
 TOLD = ("room", "objects")  # what a `Step` tells beside the observation, and the agent does not see
@@ -156,7 +156,7 @@ class Novelty:
         errands = self.config.return_policy == "errands"
         if not (self.config.try_share or (self.config.return_share and (self.config.return_try_share or errands))):
             return index
-        held = [(thing,) for thing in step.carried] if errands else []
+        held = [(thing,) for thing in sorted(names(step.carried))] if errands else []
         here = _place(step)
         keys = [[_deed(step.game, here, action, *thing) for thing in ((), *held)] for action in step.valid_actions]
         taken = np.array([[self._taken.get(key, 0) for key in row] for row in keys])
@@ -183,8 +183,8 @@ class Novelty:
         """
         valid = step.valid_actions
         if self.config.return_policy == "errands":
-            routes = self.atlas.routes(step.game, _place(step), valid)
-            target = errand if errand in routes else self.atlas.errand(step.game, step.carried, routes, rng)
+            routes, held = self.atlas.routes(step.game, _place(step), valid), sorted(names(step.carried))
+            target = errand if errand in routes else self.atlas.errand(step.game, held, routes, rng)
             if target is not None:
                 return valid.index(routes[target][0]), target
         return int(rng.integers(len(valid))), ""
@@ -206,7 +206,7 @@ class Novelty:
                 self.archive.enter(step.game, trail, first=first, solves=solves)
                 self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
                 if first:
-                    self.atlas.meet(step.game, trail.places[-1], step.carried)
+                    self.atlas.meet(step.game, trail.places[-1], sorted(names(step.carried)))
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -20,6 +20,11 @@ def room(place: str) -> str:
     """The same in the dark as by light: its number, or what it is called where it has none."""
     name, _, number = place.partition("\n")
     return number or name
+
+
+def names(things: Iterable[str]) -> set[str]:
+    """Of what is carried, in any condition."""
+    return {thing.partition("\n")[0] for thing in things}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Trail:
     places: list[str] = field(default_factory=list)  # where they are; a place has many states
     scores: list[float] = field(default_factory=list)  # in them
     actions: list[str] = field(default_factory=list)  # one less
-    things: tuple[str, ...] = ()  # names of what is carried now
+    things: tuple[str, ...] = ()  # what is carried now, see `Step.carried`
 
     @property
     def scored(self) -> int:

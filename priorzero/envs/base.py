@@ -141,7 +141,7 @@ class TextGame(gymnasium.Env[tuple[str, ...], str], ABC):
 
     def _things(self) -> tuple[str, tuple[str, ...]]:
         """A text that identifies what is in the room and carried, and its condition if it is carried, also what closed
-        things hide; and what is carried and in what ("match in raincoat"), sorted, each once. Empty where nobody knows.
+        things hide; and what is carried, in what, and its condition, as in `Step.carried`. Empty where nobody knows.
         """
         return "", ()
 

@@ -212,8 +212,10 @@ class JerichoEnv(TextGame):
             (objects[objects[n].parent].name, objects[n].name, bytes(objects[n]._attr).hex() if n in held else "")
             for n in below(objects, objects[player].parent)
         )
-        things = (objects[n] for n in held)
-        carried = {o.name if o.parent == player else f"{o.name} in {objects[o.parent].name}" for o in things}
+        carried = {
+            (o.name if o.parent == player else f"{o.name} in {objects[o.parent].name}") + f"\n{bytes(o._attr).hex()}"
+            for o in (objects[n] for n in held)
+        }
         return "; ".join(f"{holder}: {name} {bits}" for holder, name, bits in told), tuple(sorted(carried))
 
     def _walkthrough(self) -> list[str] | None:

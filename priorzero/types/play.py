@@ -35,7 +35,9 @@ class Step:
     world_hash: str = ""  # identifies the state of the game world
     room: str = ""  # identifies where the player is, also where rooms look alike; empty where the game does not tell
     objects: str = ""  # identifies what is in the room and carried, and how, also in closed things; empty likewise
-    carried: tuple[str, ...] = ()  # what the player has, "match in raincoat" too, sorted, each once; empty likewise
+    # what the player has, sorted, each once: "match in raincoat", a line break and what identifies its condition, where
+    # the game tells it; empty likewise
+    carried: tuple[str, ...] = ()
     fault: str = ""  # why the worker was replaced; empty in normal running
 
     @property

@@ -158,6 +158,16 @@ def test_things_that_were_rarely_carried_come_first():
     approx(crossings(known, draw=with_a_thing), expected)
 
 
+def test_in_another_condition_it_is_another_thing_to_bring_and_the_same_in_hand():
+    known: Known = {}
+    add(known, "", [0], "start")
+    add(known, "m", [0, 1], "start", "hall", things=("match\nnew",))
+    add(known, "mb", [0, 1, 2], "start", "hall", "pit", things=("match\nnew",), visits=100_000)
+    add(known, "l", [0, 3], "start", "hall", things=("match\nlit",))
+    # the lit one, as the other is known so well: start 1, hall 1 / 2, pit 1
+    approx(crossings(known, draw=with_a_thing), {("l", "b"): 2 / 5, None: 3 / 5})
+
+
 def test_what_finds_nothing_leaves_it_to_the_other():
     known = two_points()
     add(known, "yc", [0, 3, 5], "start", "yard", "hall")

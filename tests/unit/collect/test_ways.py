@@ -1,4 +1,4 @@
-from priorzero.collect.ways import BestWays, Trail, place
+from priorzero.collect.ways import BestWays, Trail, names, place
 
 
 def trail(actions: str, *scores: float) -> Trail:
@@ -13,6 +13,10 @@ def found(ways: BestWays, actions: str, score: float, *, solves: bool = False) -
 
 def leads(ways: BestWays) -> str:
     return "".join(ways.leader.walk.actions)
+
+
+def test_things_have_names_in_any_condition():
+    assert names(("lamp\n08", "lamp\n0a", "match in bag\n08", "key")) == {"lamp", "match in bag", "key"}
 
 
 def test_a_trail_knows_its_last_point():
