@@ -156,7 +156,7 @@ class Novelty:
         errands = self.config.return_policy == "errands"
         if not (self.config.try_share or (self.config.return_share and (self.config.return_try_share or errands))):
             return index
-        held = [(thing,) for thing in sorted(names(step.carried))] if errands else []
+        held = [(thing,) for thing in _held(step)] if errands else []
         here = _place(step)
         keys = [[_deed(step.game, here, action, *thing) for thing in ((), *held)] for action in step.valid_actions]
         taken = np.array([[self._taken.get(key, 0) for key in row] for row in keys])
@@ -183,8 +183,8 @@ class Novelty:
         """
         valid = step.valid_actions
         if self.config.return_policy == "errands":
-            routes, held = self.atlas.routes(step.game, _place(step), valid), sorted(names(step.carried))
-            target = errand if errand in routes else self.atlas.errand(step.game, held, routes, rng)
+            routes = self.atlas.routes(step.game, _place(step), valid)
+            target = errand if errand in routes else self.atlas.errand(step.game, _held(step), routes, rng)
             if target is not None:
                 return valid.index(routes[target][0]), target
         return int(rng.integers(len(valid))), ""
@@ -206,7 +206,7 @@ class Novelty:
                 self.archive.enter(step.game, trail, first=first, solves=solves)
                 self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
                 if first:
-                    self.atlas.meet(step.game, trail.places[-1], sorted(names(step.carried)))
+                    self.atlas.meet(step.game, trail.places[-1], _held(step))
         if not first or not self.config.weight:
             return 0.0
         state = trail.states[-1]
@@ -258,6 +258,11 @@ class Novelty:
 
 def _place(step: Step) -> str:
     return place(step.observation.look.partition("\n")[0], step.room)
+
+
+def _held(step: Step) -> list[str]:
+    """What is carried by its names, in any condition, in an order that is the same in every process."""
+    return sorted(names(step.carried))
 
 
 def _number(*texts: str) -> int:
