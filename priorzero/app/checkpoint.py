@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from priorzero.app.build import Run
 
 FILES = {"world_model": "world_model.ckpt", "policy": "policy.ckpt"}
-LAYOUT = 8  # of run.pt and the replay: what this code goes on from
+LAYOUT = 9  # of run.pt and the replay: what this code goes on from
 BEST = "best"  # the folder of the checkpoint that evaluation liked most, beside those with numbers
 PLAYED = {"world_model": "model.", "policy": "scorer.model."}  # prefix of what a player needs in the state_dict
 

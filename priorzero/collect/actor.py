@@ -218,7 +218,7 @@ class Actor:
             text = episode.step.valid_actions[decision.index]
             action = int(self.player.vocabulary.ids([text])[0])
             if intrinsic is None and episode.explores:
-                extra = self.novelty.visit(step, episode.trail, text)
+                extra = self.novelty.visit(step, episode.trail, text, passes=episode.passes)
             else:
                 self.novelty.mark(step, episode.trail, text)
                 extra = 0.0 if intrinsic is None else intrinsic[i]

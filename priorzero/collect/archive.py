@@ -35,23 +35,25 @@ class Archive:
         """States of all games."""
         return sum(map(len, self._cells.values()))
 
-    def enter(self, game: str, trail: Trail, *, first: bool, solves: bool = False) -> None:
-        """An episode came to a state on its own.
+    def enter(self, game: str, trail: Trail, *, counts: bool, solves: bool = False) -> None:
+        """An episode came to a state, on a way that nobody may have gone yet.
 
         Args:
             game: its name.
             trail: how the episode came there; kept if it is better than what is known.
-            first: whether the episode had not been there before; else the visit does not count.
+            counts: whether it is a visit: the episode had not been there before, and decides for itself what it does
+                there. To pass by on a given way says nothing about a state, even if thousands do.
             solves: whether the game has no more points than were made.
         """
         cells, state, walk = self._cells.setdefault(game, {}), trail.states[-1], trail.walk(len(trail.actions))
         cell = cells.get(state)
         if cell is None or walk.rank > cell.walk.rank:
-            visits = 0 if cell is None else cell.visits
+            visits, joined = (0, 0) if cell is None else (cell.visits, cell.joined)
             if cell is not None and (cell.place, cell.things) != (trail.places[-1], trail.things):
                 self._index.pop(game, None)  # where states are told by less than that
-            cell = cells[state] = Cell(walk, trail.places[-1], trail.things, trail.made, len(walk.actions), visits)
-        cell.visits += first
+            here, steps = trail.places[-1], len(walk.actions)
+            cell = cells[state] = Cell(walk, here, trail.things, trail.made, steps, visits, joined)
+        cell.visits += counts
         self.finish(game, trail, solves=solves)
 
     def finish(self, game: str, trail: Trail, *, solves: bool = False) -> None:
@@ -135,12 +137,12 @@ class Archive:
         return self._cells[game][walk.states[t]].walk.way.then(walk.actions[t:])
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
-        """A way is gone from another state of one of its places, see `crossing`, which counts as a visit."""
+        """A way is gone from another state of one of its places, see `crossing`. Counts against joining it there."""
         found = crossing(self._cells.get(game, {}), rng)
         if found is None:
             return None
         cell, rest = found
-        cell.visits += 1
+        cell.joined += 1
         return self._way_to(game, cell, rng).then(rest)
 
     def draw(self, game: str, rng: np.random.Generator) -> Way | None:
@@ -212,9 +214,9 @@ class Archive:
             "states": torch.tensor(list(states), dtype=torch.int64),
             "points": torch.tensor(list(points), dtype=torch.float64),
             "cells": torch.tensor(
-                [(texts[g], texts[c.place], things[c.things], made[c.made], c.attempted, c.visits) for g, c in rows],
+                [(texts[g], texts[c.place], things[c.things], made[c.made], *c.counts) for g, c in rows],
                 dtype=torch.int64,
-            ).reshape(-1, 6),
+            ).reshape(-1, 7),
             "seeds": torch.tensor([walk.seed for walk in walks], dtype=torch.int64),
             "lengths": torch.tensor([len(walk.actions) for walk in walks], dtype=torch.int64),
             "taken": torch.tensor([actions[a] for walk in walks for a in walk.actions], dtype=torch.int32),
@@ -240,8 +242,8 @@ class Archive:
         ]
         self._cells, self._index = {}, {}
         rows = state["cells"].tolist()
-        for (game, place, carried, made, attempted, visits), walk in zip(rows, walks, strict=False):
-            cell = Cell(walk, texts[place], state["things"][carried], state["made"][made], attempted, visits)
+        for (game, place, carried, made, *counts), walk in zip(rows, walks, strict=False):
+            cell = Cell(walk, texts[place], state["things"][carried], state["made"][made], *counts)
             self._cells.setdefault(texts[game], {})[walk.states[-1]] = cell
         best = walks[len(rows) :]
         self._best = {game: BestWays() for game in state["luckiest"]}

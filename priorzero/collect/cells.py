@@ -22,7 +22,13 @@ class Cell:
     things: tuple[str, ...]  # what is carried there, as in `Step.carried`: in another condition it is another thing
     made: tuple[str, ...]  # its points, see `Trail.made`
     attempted: int  # actions of the shortest way that was tried
-    visits: int = 0  # episodes that came by, or were sent there
+    visits: int = 0  # episodes that decided for themselves there, or were sent there to do so
+    joined: int = 0  # ways that were gone on from there as another way does, see `Archive.crossed`
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Its last three, for a checkpoint."""
+        return self.attempted, self.visits, self.joined
 
     @property
     def score(self) -> float:
@@ -41,9 +47,9 @@ def rarities(cells: Sequence[Cell]) -> np.ndarray:
     return np.array([max(cell.visits, 1) for cell in cells]) ** -0.5
 
 
-def rare(cells: Sequence[Cell], rng: np.random.Generator) -> Cell:
-    """One of them, proportional to 1 / sqrt(visits)."""
-    rarity = rarities(cells)
+def rarely_joined(cells: Sequence[Cell], rng: np.random.Generator) -> Cell:
+    """One of them, proportional to 1 / sqrt(visits and joined ways)."""
+    rarity = np.array([max(cell.visits + cell.joined, 1) for cell in cells]) ** -0.5
     return cells[int(rng.choice(len(cells), p=rarity / rarity.sum()))]
 
 

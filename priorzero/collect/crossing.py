@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from priorzero.collect.cells import Cell, ranked, rare, short
+from priorzero.collect.cells import Cell, ranked, rarely_joined, short
 from priorzero.collect.ways import names
 
 _T = TypeVar("_T")
@@ -65,23 +65,24 @@ def to_a_point(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing 
 def with_a_thing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing | None:
     """On from another state of one of its places as the way to a place does, with one thing more in hand.
 
-    A thing is drawn proportional to 1 / the visits of the states with it, a place to 1 / (1 + those of its states with
-    that thing), and of the ways there without it that with the n-th fewest actions proportional to 1 / n. The state has
-    all that was in hand when the way came by, in any condition, and the thing: a match that burns is another one.
+    A thing is drawn proportional to 1 / the visits and joined ways of the states with it, a place to 1 / (1 + those of
+    its states with that thing), and of the ways there without it that with the n-th fewest actions proportional to
+    1 / n. The state has all that was in hand when the way came by, in any condition, and the thing: a match that burns
+    is another one.
 
     Returns:
         None where no such state is known.
     """
     places: dict[str, list[Cell]] = {}
-    carried: dict[str, dict[str, int]] = {}  # visits of the states with each thing, by their place
+    carried: dict[str, dict[str, int]] = {}  # by thing and place: visits and joined ways of the states with it
     for cell in cells.values():
         places.setdefault(cell.place, []).append(cell)
         for thing in cell.things:
-            visits = carried.setdefault(thing, {})
-            visits[cell.place] = visits.get(cell.place, 0) + max(cell.visits, 1)
+            count = carried.setdefault(thing, {})
+            count[cell.place] = count.get(cell.place, 0) + max(cell.visits + cell.joined, 1)
     if not carried:
         return None
-    thing = _weighted({thing: 1 / sum(visits.values()) for thing, visits in carried.items()}, rng)
+    thing = _weighted({thing: 1 / sum(count.values()) for thing, count in carried.items()}, rng)
     place = _weighted({place: 1 / (1 + carried[thing].get(place, 0)) for place in places}, rng)
     without = [cell for cell in places[place] if thing not in cell.things]
     if not without:
@@ -120,7 +121,7 @@ def _joined(
     if not found:
         return None
     t = _any(sorted(found), rng)
-    return rare(found[t], rng), goal.walk.actions[t:]
+    return rarely_joined(found[t], rng), goal.walk.actions[t:]
 
 
 def pair(

@@ -108,6 +108,11 @@ class Episode:
         """Whether the next step leads where its plan does not: to be counted."""
         return self.plan is None or self.plan.kind == "trial" or self._planned is None
 
+    @property
+    def passes(self) -> bool:
+        """Whether its plan goes on behind the next step."""
+        return self.plan is not None and not self.lost and len(self.turns) + 1 < len(self.plan.actions)
+
     def advance(
         self, decision: Decision, action_id: int, step: Step, vector: np.ndarray, intrinsic: float = 0.0
     ) -> None:

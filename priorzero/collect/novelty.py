@@ -189,23 +189,25 @@ class Novelty:
                 return valid.index(routes[target][0]), target
         return int(rng.integers(len(valid))), ""
 
-    def visit(self, step: Step, trail: Trail, action: str) -> float:
+    def visit(self, step: Step, trail: Trail, action: str, *, passes: bool = False) -> float:
         """Weight / sqrt(n) where the state behind ``step`` is entered for the n-th time, else 0.
 
         Args:
             step: where the action led to.
             trail: of the running episode; the step is added, and a state is paid for once.
             action: what was done.
+            passes: whether it only comes by, on a plan that goes on: then it did not see what can be done there.
         """
         first = self.mark(step, trail, action)
+        stays = first and not passes
         if self.config.return_share:
             solves = 0 < step.max_score <= step.score
             if step.done:
                 self.archive.finish(step.game, trail, solves=solves)
             else:
-                self.archive.enter(step.game, trail, first=first, solves=solves)
+                self.archive.enter(step.game, trail, counts=stays, solves=solves)
                 self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
-                if first:
+                if stays:
                     self.atlas.meet(step.game, trail.places[-1], _held(step))
         if not first or not self.config.weight:
             return 0.0

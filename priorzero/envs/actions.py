@@ -19,7 +19,7 @@ from priorzero.envs.hang import ended_after
 from priorzero.envs.object_words import ObjectWords, Peeker
 from priorzero.envs.templates import Experience, Filling, Templates, tried_digests
 
-ALGORITHM = 2  # part of every key of a cache: raise it when the actions of a state may differ from those of before
+ALGORITHM = 3  # part of every key of a cache: raise it when the actions of a state may differ from those of before
 _HUNG_S = 1.0  # processor time beyond what the candidates should take, after which the game does not come back
 _CANDIDATE_S = 0.005  # one takes up to half a millisecond in C (Acorn Court), and one more one by one
 _EFFECT_WORDS = 128  # 16-bit numbers that the filter writes for one valid action

@@ -61,17 +61,18 @@ class ObjectWords:
         tree = Surroundings(self._game)
         phrases = [room, carried, *tree.names]
         held_words = {*_words([carried]), *tree.held_words}
-        groups = self._by_reply({word for word in _words(phrases) if self._may_name(word)})
+        replies = self._by_reply({word for word in _words(phrases) if self._may_name(word)})
+        groups = [same for words in replies for same in tree.apart(words)]
         followers = _followers(phrases)
-        found = [Thing(ALL, digest(ALL, tree.room), digest(ALL, tree.room))]
+        found = {Thing(ALL, digest(ALL, tree.room), digest(ALL, tree.room))}
         for same in groups:
             name = min(same, key=lambda word: self._name_rank(word, same, tree.heads, followers))
             condition = digest(name, bool(held_words.intersection(same)), tree.attributes.get(name, tree.room))
-            found.append(Thing(name, condition, digest(condition, tree.room)))
+            found.add(Thing(name, condition, digest(condition, tree.room)))
         return sorted(found)
 
     def _by_reply(self, words: set[str]) -> list[set[str]]:
-        """Words that the game describes in the same words name the same object; a plural names all of its kind."""
+        """Words that the game describes in the same words, and plurals, which name all of a kind, apart."""
         groups: dict[tuple[str, bool], set[str]] = {}
         for word in sorted(words):
             reply = self._peeker.peek(f"examine {word}")
@@ -111,6 +112,7 @@ class Surroundings:
         near = sorted(below(objects, self.room, {player}) | inside)
         words = {number: _words([objects[number].name]) for number in near}
         self.names = [objects[number].name for number in near]
+        self._named = {frozenset(found) for found in words.values()}
         self.held_words = {word for number in inside for word in words[number]}
         self.heads = {found[-1] for found in words.values() if found}
         facts: dict[str, set[tuple[str, str, int, bool]]] = {}
@@ -120,6 +122,18 @@ class Surroundings:
             for word in words[number]:
                 facts.setdefault(word, set()).add((thing.name, bytes(thing._attr).hex(), place, bool(thing.child)))
         self.attributes = {word: sorted(known) for word, known in facts.items()}
+
+    def apart(self, words: set[str]) -> list[set[str]]:
+        """Words that the game describes alike, by the objects that they name.
+
+        Mostly one object. But in the dark, all that is in hand may be described alike, and can be used all the same.
+        """
+        named = {name & words for name in self._named} - {frozenset()}
+        objects = [set(some) for some in named if not any(some < more for more in named)]
+        if len(objects) < 2:
+            return [words]
+        rest = words.difference(*objects)
+        return [*objects, *([rest] if rest else [])]
 
 
 def _words(texts: Iterable[str]) -> list[str]:

@@ -237,6 +237,29 @@ def test_the_room_is_told_though_rooms_look_alike(envs: VectorEnv, games_dir: Pa
     assert steps[0].room == steps[2].room != steps[3].room
 
 
+def test_all_that_is_in_hand_can_be_used_in_the_dark(games_dir: Path):
+    """There "examine" has one answer for all of it."""
+    code = f"""
+import json
+from priorzero.envs.jericho import JerichoSpec
+from priorzero.envs.object_words import ObjectWords
+env = JerichoSpec({str(games_dir / "omniquest.z5")!r}, 100, valid_actions="none").build()
+env.reset(seed=1)
+coat = ["examine tree", "wear snorkel", "east", "south", "southeast", "take raincoat", "northwest", "north", "east"]
+for action in [*coat, "northwest", "north", "north", "push rock", "pull torch", "southeast"]:
+    observation = env.step(action)[0]
+replies = [env.peek("examine " + thing) for thing in ("raincoat", "snorkel")]
+words = ObjectWords(env, env._game)
+found = words.things(env.peek("look"), env.peek("inventory"))
+print(json.dumps([env.peek("look"), replies, [thing.name for thing in found], env.peek("drop raincoat")]))
+"""
+    room, (coat, snorkel), found, dropped = run_alone(code)
+    assert room.startswith("Darkness")
+    assert coat == snorkel
+    assert {"raincoat", "snorkel"} <= set(found)
+    assert dropped == "Dropped."
+
+
 def test_what_a_closed_bag_hides_is_told(envs: VectorEnv, games_dir: Path):
     """Its owner sees the same with a match in the raincoat, or one that burns, or none; and with one elsewhere."""
     spec = story(games_dir, "omniquest", valid_actions="none")

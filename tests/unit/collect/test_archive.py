@@ -34,11 +34,11 @@ def enter(
     game: str = "g",
     place: str = "room",
     things: tuple[str, ...] = (),
-    first: bool = True,
+    counts: bool = True,
 ):
     states = [*range(100, 100 + len(actions)), state]
     way = trail(actions, states, score=score, seed=len(actions), place=place, things=things)
-    archive.enter(game, way, first=first)
+    archive.enter(game, way, counts=counts)
 
 
 def drawn(archive: Archive, n: int, game: str = "g") -> list[str]:
@@ -115,11 +115,19 @@ def test_states_that_many_have_seen_are_drawn_less_often():
     archive = Archive()
     for _ in range(10_000):
         enter(archive, 1, "often")
-    enter(archive, 1, "often", first=False)  # twice in one episode counts once
+    enter(archive, 1, "often", counts=False)  # twice in one episode counts once
     for _ in range(100):
         enter(archive, 2, "rare")
     found = drawn(archive, 55)  # 1/100 against 1/10, before the draws themselves count
     assert 0 < found.count("often") < 15
+
+
+def test_who_only_passes_by_has_not_seen_it():
+    archive = Archive(rare_place_share=1.0)
+    for state, counts in ((1, True), (2, False)):
+        for _ in range(9):
+            enter(archive, state, "n" * state, place=f"room {state}", counts=counts)
+    assert np.allclose(shares(archive, ["n", "nn"]), [1 / 10, 9 / 10], atol=0.02)  # nine visits, and as if one
 
 
 def test_a_share_is_drawn_where_fewest_have_been():
@@ -164,15 +172,15 @@ def test_what_came_or_changed_since_the_last_draw_counts_as_if_it_had_been_there
 
 def test_the_best_way_ends_with_its_last_point():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("ab", [1, 2, 3]), first=True)
+    archive.enter("g", trail("ab", [1, 2, 3]), counts=True)
     assert archive.best("g", rng) is None
     assert archive.highest_score is None
-    archive.enter("g", trail("abc", [1, 2, 3, 4], paid=(2,), score=5.0), first=True)
+    archive.enter("g", trail("abc", [1, 2, 3, 4], paid=(2,), score=5.0), counts=True)
     assert archive.best("g", rng) == Way(None, ("a", "b"))
     assert archive.highest_score == 5.0
-    archive.enter("g", trail("a", [1, 3], paid=(1,), score=5.0), first=True)
+    archive.enter("g", trail("a", [1, 3], paid=(1,), score=5.0), counts=True)
     assert archive.best("g", rng) == Way(None, ("a",))  # as many, sooner
-    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3), score=6.0), first=True)
+    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(1, 3), score=6.0), counts=True)
     assert archive.best("g", rng) == Way(None, ("a", "b", "c"))
     archive.finish("g", trail("abcd", [1, 2, 3, 4, 7], paid=(1, 4), score=9.0, seed=1))
     assert archive.best("g", rng) == Way(None, ("a", "b", "c", "d"))
@@ -181,11 +189,11 @@ def test_the_best_way_ends_with_its_last_point():
 
 def test_luck_is_shown_where_it_happened():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("ab", [1, 2, 3], paid=(2,), score=5.0, seed=7), first=True)
+    archive.enter("g", trail("ab", [1, 2, 3], paid=(2,), score=5.0, seed=7), counts=True)
     mean, lucky = Way(None, ("a", "b")), Way(8, ("c", "d", "e"))
     archive.tested("g", mean.actions, 5.0)
     assert {archive.best("g", rng) for _ in range(40)} == {mean}
-    archive.enter("g", trail("cde", [1, 4, 5, 6], paid=(3,), score=9.0, seed=8), first=True)
+    archive.enter("g", trail("cde", [1, 4, 5, 6], paid=(3,), score=9.0, seed=8), counts=True)
     assert {archive.best("g", rng) for _ in range(40)} == {Way(None, lucky.actions)}  # as far as is known
     archive.tested("g", lucky.actions, 0.0)  # (9 + 0) / 2 on average
     found = Counter(archive.best("g", rng) for _ in range(400))
@@ -206,7 +214,7 @@ def test_detours_are_left_out():
     archive = Archive()
     #        a  b  c  d  e  f  g  h  i
     states = [1, 2, 3, 2, 4, 2, 5, 6, 6, 7]
-    archive.enter("g", trail("abcdefghi", states, paid=(6, 9), score=8.0), first=True)
+    archive.enter("g", trail("abcdefghi", states, paid=(6, 9), score=8.0), counts=True)
     found = shortened(archive)
     # from the first 2 (b c d e), or from the second 2 (d e), and from 6 (h), in any way but none: half of the time
     detours = {"afghi", "abcfghi", "abcdefgi", "afgi", "abcfgi"}
@@ -217,7 +225,7 @@ def test_detours_are_left_out():
 
 def test_a_few_actions_are_left_out_where_there_is_no_detour():
     archive = Archive()
-    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(2, 5), score=8.0), first=True)
+    archive.enter("g", trail("abcde", [1, 2, 3, 4, 5, 6], paid=(2, 5), score=8.0), counts=True)
     found = shortened(archive)
     assert found.keys() == {"bcde", "abde", "abce", "abe"}
     # the start is a, c or d; c alone half of the time, for what is left out has one action with 1/2, two with 1/4, ...
@@ -228,7 +236,7 @@ def test_a_few_actions_are_left_out_where_there_is_no_detour():
 
 def test_what_made_points_is_not_left_out():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("ab", [1, 2, 1], paid=(1, 2), score=2.0), first=True)
+    archive.enter("g", trail("ab", [1, 2, 1], paid=(1, 2), score=2.0), counts=True)
     assert archive.shortened("g", rng) is None
 
 
@@ -248,10 +256,10 @@ def pass_by(
 ):
     """An episode of one-letter actions that came through these places, with a point behind its ``paid``-th action."""
     scores = [float(paid is not None and n >= paid) for n in range(len(states))]
-    archive.enter("g", Trail(0, states, list(places), scores, list(actions), things), first=True)
+    archive.enter("g", Trail(0, states, list(places), scores, list(actions), things), counts=True)
 
 
-def test_ways_are_crossed_and_what_is_drawn_counts_as_a_visit():
+def test_ways_are_crossed_and_where_they_were_joined_comes_later():
     archive, rng = Archive(), np.random.default_rng(0)
     assert archive.crossed("g", rng) is None
     pass_by(archive, "a", [0, 1], "start", "hall")
@@ -268,55 +276,59 @@ def test_ways_are_crossed_and_what_is_drawn_counts_as_a_visit():
     assert {way.tried for way in drawn} == {False}
     found = crossings(archive)
     assert abs(found["yycb"] / (found["xb"] + found["yycb"]) - 0.5) < 0.1
+    assert {archive._cells["g"][state].visits for state in (7, 8)} == {
+        1,
+        9,
+    }  # it says nothing of what can be done there
 
 
 def test_a_way_is_tried_without_its_detours_when_it_is_drawn_first():
     """Here 2 c d e 2; the one without a step made a point, and stays."""
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("abcdefg", [1, 1, 2, 3, 4, 2, 5, 6], paid=(1,), score=8.0), first=True)
+    archive.enter("g", trail("abcdefg", [1, 1, 2, 3, 4, 2, 5, 6], paid=(1,), score=8.0), counts=True)
     assert archive.draw("g", rng) == Way(0, tuple("abfg"), tried=False)
     later = {archive.draw("g", rng) for _ in range(20)}
     assert later == {Way(0, tuple("abcdefg")), Way(0, tuple("abfg"), tried=False)}
-    archive.enter("g", trail("abfg", [1, 1, 2, 5, 6], paid=(1,), score=8.0), first=True)  # it led there
+    archive.enter("g", trail("abfg", [1, 1, 2, 5, 6], paid=(1,), score=8.0), counts=True)  # it led there
     assert archive.draw("g", rng) == Way(0, tuple("abfg"))
-    archive.enter("g", trail("fbg", [1, 2, 1, 6], score=9.0), first=True)  # a better way with a detour
+    archive.enter("g", trail("fbg", [1, 2, 1, 6], score=9.0), counts=True)  # a better way with a detour
     assert archive.draw("g", rng) == Way(0, ("g",), tried=False)
 
 
 def test_a_way_is_tried_without_some_of_its_detours_later():
     """Here 1 b 1 and 2 d 2."""
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("abcde", [0, 1, 1, 2, 2, 3]), first=True)
+    archive.enter("g", trail("abcde", [0, 1, 1, 2, 2, 3]), counts=True)
     assert archive.draw("g", rng).actions == tuple("ace")
     assert {"".join(archive.draw("g", rng).actions) for _ in range(50)} == {"abcde", "acde", "abce", "ace"}
 
 
 def test_a_way_joins_a_shorter_one_to_a_state_that_it_came_by():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("abcd", [0, 1, 2, 3, 4]), first=True)
+    archive.enter("g", trail("abcd", [0, 1, 2, 3, 4]), counts=True)
     assert archive.draw("g", rng) == Way(0, tuple("abcd"))
-    archive.enter("g", trail("xy", [0, 5, 3], seed=7), first=True)
+    archive.enter("g", trail("xy", [0, 5, 3], seed=7), counts=True)
     found = {archive.draw("g", rng) for _ in range(20)}
     assert found == {Way(7, tuple("xyd"), tried=False), Way(0, tuple("abcd")), Way(7, tuple("xy"))}
     assert {archive.draw("g", rng) for _ in range(20)} == {Way(0, tuple("abcd")), Way(7, tuple("xy"))}  # was tried
-    archive.enter("g", trail("zd", [0, 3, 4], seed=8), first=True)  # still shorter
+    archive.enter("g", trail("zd", [0, 3, 4], seed=8), counts=True)  # still shorter
     assert Way(8, tuple("zd")) in {archive.draw("g", rng) for _ in range(20)}
-    archive.enter("g", trail("m", [0, 2]), first=True)
+    archive.enter("g", trail("m", [0, 2]), counts=True)
     assert {archive.draw("g", rng).actions for _ in range(20)} == {("z", "d"), ("x", "y"), ("m",)}  # none gets shorter
 
 
 def test_a_way_joins_none_with_fewer_points():
     archive, rng = Archive(), np.random.default_rng(0)
-    archive.enter("g", trail("abc", [0, 1, 2, 3], paid=(1,), score=1.0), first=True)
-    archive.enter("g", trail("x", [0, 2]), first=True)
+    archive.enter("g", trail("abc", [0, 1, 2, 3], paid=(1,), score=1.0), counts=True)
+    archive.enter("g", trail("x", [0, 2]), counts=True)
     assert {archive.draw("g", rng).actions for _ in range(20)} == {("a", "b", "c"), ("x",)}
     assert {archive.shortened("g", rng) for _ in range(20)} == {None}
 
 
 def test_the_best_way_is_tried_behind_shorter_ones():
     archive = Archive()
-    archive.enter("g", trail("abcd", [0, 1, 2, 3, 4], paid=(4,), score=5.0), first=True)
-    archive.enter("g", trail("x", [0, 3], score=4.0), first=True)
+    archive.enter("g", trail("abcd", [0, 1, 2, 3, 4], paid=(4,), score=5.0), counts=True)
+    archive.enter("g", trail("x", [0, 3], score=4.0), counts=True)
     found = shortened(archive)
     assert abs(found["xd"] / 400 - 0.5) < 0.08
     assert sum(set(way) <= set("abcd") for way in found.elements()) == 400 - found["xd"]  # else as ever
@@ -340,7 +352,8 @@ def test_everything_survives_a_checkpoint(entries):
         places = [f"room {state % 3}" for state in (0, *(s for _, s, _ in steps))]
         things = ("key", "lamp")[: score % 3]
         way = Trail(3, [0, *(s for _, s, _ in steps)], places, scores, [a for a, _, _ in steps], things)
-        archive.enter(game, way, first=True)
+        archive.enter(game, way, counts=score % 2 == 0)
+        archive.crossed(game, np.random.default_rng(score % 5))
         archive.tested(game, tuple(way.actions[: way.scored]), 1.0)
     file = io.BytesIO()
     torch.save(archive.state_dict(), file)
@@ -371,7 +384,7 @@ def test_a_shortened_way_keeps_what_made_points(steps, seed):
     archive = Archive()
     scores = [float(sum(paid[:n])) for n in range(len(states))]
     way = Trail(0, states, ["room"] * len(states), scores, [str(t) for t in range(len(steps))])
-    archive.enter("g", way, first=True)
+    archive.enter("g", way, counts=True)
     shorter = archive.shortened("g", np.random.default_rng(seed))
     if shorter is None:
         return

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from priorzero.collect.cells import Cell, Index, ranked, rare, short
+from priorzero.collect.cells import Cell, Index, ranked, rarely_joined, short
 from priorzero.collect.ways import Walk
 
 
@@ -62,7 +62,12 @@ def test_draws():
     rng = np.random.default_rng(0)
     found = np.bincount([ranked(3, rng) for _ in range(1100)], minlength=3) / 1100
     np.testing.assert_allclose(found, [6 / 11, 3 / 11, 2 / 11], atol=0.04)
-    often, once = cell(visits=9), cell()
-    assert abs(sum(rare([often, once], rng) is once for _ in range(1000)) / 1000 - 3 / 4) < 0.05
+    often, joined, once = cell(visits=4), cell(visits=0), cell(visits=0)
+    joined.joined, often.joined = 4, 0
+    drawn = [rarely_joined([often, joined, once], rng) for _ in range(1000)]
+    assert [
+        abs(sum(one is c for one in drawn) / 1000 - p) < 0.05
+        for c, p in ((often, 1 / 4), (joined, 1 / 4), (once, 1 / 2))
+    ] == [True] * 3
     long, near = cell(scores=(0.0, 0.0)), cell()
     assert abs(sum(short([long, near], rng) is near for _ in range(1000)) / 1000 - 2 / 3) < 0.05

@@ -20,12 +20,13 @@ def add(
     paid: tuple[int, ...] = (),
     things: tuple[str, ...] = (),
     visits: int = 1,
+    joined: int = 0,
 ):
     """An episode of one-letter actions came through these places; ``paid`` are the numbers of actions with a point."""
     scores = [float(sum(number <= n for number in paid)) for n in range(len(states))]
     trail = Trail(0, states, list(places), scores, list(actions), things)
     walk = trail.walk(len(actions))
-    known[states[-1]] = Cell(walk, places[-1], things, trail.made, len(actions), visits)
+    known[states[-1]] = Cell(walk, places[-1], things, trail.made, len(actions), visits, joined)
 
 
 def crossings(
@@ -151,7 +152,7 @@ def test_things_that_were_rarely_carried_come_first():
     known: Known = {}
     add(known, "a", [0, 1], "start", "hall")
     add(known, "ab", [0, 1, 2], "start", "hall", "pit")
-    add(known, "k", [0, 3], "start", "hall", things=("key",), visits=9)
+    add(known, "k", [0, 3], "start", "hall", things=("key",), visits=4, joined=5)
     add(known, "r", [0, 4], "start", "hall", things=("rope",), visits=1)
     # the pit 1 of 1 + 1 / 10 and of 1 + 1 / 2
     expected = {("k", "b"): 1 / 10 * 10 / 11, ("r", "b"): 9 / 10 * 2 / 3, None: 1 - 1 / 11 - 3 / 5}

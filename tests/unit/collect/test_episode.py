@@ -3,6 +3,7 @@ import pytest
 from toy_games import CorridorSpec
 
 from priorzero.collect.episode import Decision, Episode, decision_from_state
+from priorzero.collect.novelty import Plan
 from priorzero.types import Observation, Step, Turn
 
 VALID = ("east", "wait")
@@ -51,6 +52,20 @@ def test_a_whole_episode_is_one_segment():
     assert (segment.terminated, segment.truncated) == (True, False)
     assert (segment.world_model_version, segment.policy_version) == (3, 4)
     assert segment.history == ()
+
+
+@pytest.mark.parametrize(("plan", "passes"), [(None, [False] * 3), (("east",) * 3, [True, True, False])])
+def test_an_episode_passes_by_what_lies_before_the_end_of_its_plan(plan: tuple[str, ...] | None, passes: list[bool]):
+    episode = Episode(CorridorSpec(), 7, 5, step(0), vector(0), 2, plan=plan and Plan(7, plan, "trial"))
+    found = []
+    for t in range(3):
+        found.append(episode.passes)
+        episode.advance(decision(0), 0, step(t + 1), vector(t + 1))
+    assert found == passes
+    assert not episode.passes
+    if plan is not None:
+        lost = Episode(CorridorSpec(), 7, 5, step(0), vector(0), 2, plan=Plan(7, plan, "return"), lost=True)
+        assert not lost.passes
 
 
 def test_intrinsic_rewards_stand_beside_those_of_the_game():

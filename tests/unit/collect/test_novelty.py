@@ -285,6 +285,18 @@ def test_a_share_of_the_episodes_crosses():
     assert abs(len(crossed) / 400 - 0.5 / 6) < 0.04  # half of the pairs' turns, where the shed is still to come: 1 of 3
 
 
+def test_what_a_plan_comes_by_is_known_and_not_counted():
+    """Neither as a visit nor as where its things have been; its novelty is paid for."""
+    novelty, trail = make(return_share=1.0, weight=2.0), Trail(1)
+    novelty.mark(step("start"), trail)
+    hall = replace(step("hall"), carried=("key\n04",))
+    assert [novelty.visit(hall, trail, "in", passes=True), novelty.visit(step("pit"), trail, "on")] == [2.0, 2.0]
+    cells = novelty.archive._cells["g"]
+    assert [(cell.place, cell.visits) for cell in cells.values()] == [("hall\n", 0), ("pit\n", 1)]
+    met = novelty.atlas.state_dict()["met"]
+    assert met["g"].keys() == {"pit\n"}
+
+
 def test_a_share_of_the_episodes_goes_back():
     novelty, rng = make(return_share=0.2), np.random.default_rng(0)
     played(novelty, ("hall", 5.0))

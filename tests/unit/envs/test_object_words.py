@@ -40,3 +40,20 @@ def test_surroundings_say_what_is_near_what_is_carried_and_in_what_condition():
     assert (found.held_words, found.heads) == ({"brass", "lamp"}, {"lamp", "coin"})
     lamp = [("brass lamp", "01", 2, False)]
     assert found.attributes == {"brass": lamp, "lamp": lamp, "coin": [("coin", "00", 1, False)]}
+
+
+def surroundings(*held: str) -> Surroundings:
+    """In the hand of the player 2, in room 1."""
+    things = [node(name, parent=2, sibling=n + 1) for n, name in enumerate(held, 3)]
+    things[-1].sibling = 0
+    objects = [node(), node("Hall", child=2), node("you", parent=1, child=3), *things]
+    return Surroundings(SimpleNamespace(get_world_objects=lambda: objects, player_obj_num=2))
+
+
+def test_what_is_described_alike_is_told_apart_by_the_names_in_the_tree():
+    dark = surroundings("brass lamp", "brass key", "key", "coin")
+    # the key alone may be the brass one; "pitch" names nothing that is known
+    parts = dark.apart({"brass", "lamp", "key", "coin", "pitch"})
+    assert sorted(map(sorted, parts)) == [["brass", "key"], ["brass", "lamp"], ["coin"], ["pitch"]]
+    assert dark.apart({"brass", "lamp", "shiny"}) == [{"brass", "lamp", "shiny"}]  # one object
+    assert dark.apart({"wall", "door"}) == [{"wall", "door"}]  # none
