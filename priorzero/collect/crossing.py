@@ -16,6 +16,8 @@ import numpy as np
 from priorzero.collect.cells import Cell, ranked, rarely_joined, short
 from priorzero.collect.ways import names
 
+_DRAWS = 8  # of a thing, a place and a way there: most find no state to go on from
+
 _T = TypeVar("_T")
 Crossing = tuple[Cell, tuple[str, ...]]  # where to go, and how to go on from there: the rest of another way
 
@@ -71,7 +73,7 @@ def with_a_thing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossin
     is another one.
 
     Returns:
-        None where no such state is known.
+        None where no such state is known for any of a few draws.
     """
     places: dict[str, list[Cell]] = {}
     carried: dict[str, dict[str, int]] = {}  # by thing and place: visits and joined ways of the states with it
@@ -82,12 +84,16 @@ def with_a_thing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossin
             count[cell.place] = count.get(cell.place, 0) + max(cell.visits + cell.joined, 1)
     if not carried:
         return None
-    thing = _weighted({thing: 1 / sum(count.values()) for thing, count in carried.items()}, rng)
-    place = _weighted({place: 1 / (1 + carried[thing].get(place, 0)) for place in places}, rng)
-    without = [cell for cell in places[place] if thing not in cell.things]
-    if not without:
-        return None
-    return _joined(cells, short(without, rng), lambda hand: hand | {thing}, lambda _: True, rng)
+    rarity = {thing: 1 / sum(count.values()) for thing, count in carried.items()}
+    for _ in range(_DRAWS):
+        thing = _weighted(rarity, rng)
+        place = _weighted({place: 1 / (1 + carried[thing].get(place, 0)) for place in places}, rng)
+        without = [cell for cell in places[place] if thing not in cell.things]
+        if without:
+            found = _joined(cells, short(without, rng), {thing}.union, lambda _: True, rng)
+            if found is not None:
+                return found
+    return None
 
 
 def _joined(
