@@ -24,9 +24,9 @@ _T = TypeVar("_T", bound=Hashable)
 class Archive:
     """The best way to every state: with the highest score, and among these the shortest."""
 
-    def __init__(self, rare_place_share: float = 0.0) -> None:
-        """``rare_place_share``: of the states that are drawn, see `draw`."""
-        self.rare_place_share = rare_place_share
+    def __init__(self, rare_place_share: float = 0.0, carry_share: float = 0.5) -> None:
+        """``rare_place_share``: of the states that are drawn, see `draw`; ``carry_share``: see `crossing`."""
+        self.rare_place_share, self.carry_share = rare_place_share, carry_share
         self._cells: dict[str, dict[int, Cell]] = {}  # by game and state
         self._best: dict[str, BestWays] = {}  # by game
         self._index: dict[str, Index] = {}  # by game, of what was drawn from
@@ -138,7 +138,7 @@ class Archive:
 
     def crossed(self, game: str, rng: np.random.Generator) -> Way | None:
         """A way is gone from another state of one of its places, see `crossing`. Counts against joining it there."""
-        found = crossing(self._cells.get(game, {}), rng)
+        found = crossing(self._cells.get(game, {}), self.carry_share, rng)
         if found is None:
             return None
         cell, rest = found

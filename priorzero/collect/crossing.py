@@ -22,16 +22,20 @@ _T = TypeVar("_T")
 Crossing = tuple[Cell, tuple[str, ...]]  # where to go, and how to go on from there: the rest of another way
 
 
-def crossing(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing | None:
-    """Half of the time `to_a_point`, else `with_a_thing`; the other one where that finds nothing.
+def crossing(cells: Mapping[int, Cell], carry_share: float, rng: np.random.Generator) -> Crossing | None:
+    """For this share `with_a_thing`, else `to_a_point`; the other one where that finds nothing, if it has a share.
 
     Args:
         cells: all that is known of a game, by their states.
+        carry_share: from 0 to 1.
         rng: draws everything.
     """
-    if rng.random() < 0.5:
-        return to_a_point(cells, rng) or with_a_thing(cells, rng)
-    return with_a_thing(cells, rng) or to_a_point(cells, rng)
+    ways = ((with_a_thing, carry_share), (to_a_point, 1 - carry_share))
+    for way, share in ways if rng.random() < carry_share else ways[::-1]:
+        found = way(cells, rng) if share else None
+        if found is not None:
+            return found
+    return None
 
 
 def to_a_point(cells: Mapping[int, Cell], rng: np.random.Generator) -> Crossing | None:

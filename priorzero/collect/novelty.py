@@ -43,21 +43,29 @@ class NoveltyConfig:
     imitate_share: float  # of these, go the best way that is known, a policy target, or try to shorten it
     imitate_first: int  # where that way is new all do, then fewer, until so many episodes have and it is imitate_share
     cross_share: float  # of these, go a way from another state of one of its places, see `crossing`
+    carry_share: float  # of these, with one thing more in hand; the others to a point
     rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
         parts = (*Observation._fields, *TOLD)
         ways = (self.imitate_share, self.cross_share, round(self.imitate_share + self.cross_share, 9))
-        shares = (self.try_share, self.return_share, self.return_try_share, self.rare_place_share, *ways)
+        shares = (
+            self.try_share,
+            self.return_share,
+            self.return_try_share,
+            self.rare_place_share,
+            self.carry_share,
+            *ways,
+        )
         fits = self.weight >= 0 and self.imitate_first >= 0 and all(0 <= share <= 1 for share in shares)
         fits = fits and self.return_policy in get_args(ReturnPolicy)
         if not fits or not self.of or not set(self.of) <= set(parts):
             raise ValueError(
                 f"collector.novelty is {self}: weight and imitate_first must not be negative, try_share, return_share, "
-                "return_try_share, rare_place_share, imitate_share, cross_share and the sum of the last two lie "
-                f"between 0 and 1, return_policy is one of {', '.join(get_args(ReturnPolicy))}, and `of` names one or "
-                f"more of {', '.join(parts)}"
+                "return_try_share, rare_place_share, carry_share, imitate_share, cross_share and the sum of the last "
+                f"two lie between 0 and 1, return_policy is one of {', '.join(get_args(ReturnPolicy))}, and `of` names "
+                f"one or more of {', '.join(parts)}"
             )
 
 
@@ -90,7 +98,9 @@ class Novelty:
         self.config = config
         self._entered: dict[int, int] = {}  # by state
         self._taken: dict[int, int] = {}  # by place and action; with errands also by each thing in hand
-        self.archive = Archive(config.rare_place_share)  # empty where no episode goes back, as is the atlas
+        self.archive = Archive(
+            config.rare_place_share, config.carry_share
+        )  # empty where no episode goes back, as is the atlas
         self.atlas = Atlas()
 
     def __len__(self) -> int:

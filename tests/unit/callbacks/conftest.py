@@ -68,7 +68,8 @@ def make_collector(envs: VectorEnv, player: Player) -> Iterator[Callable[..., Co
             num_envs=2, groups=1, policy="random", segment_steps=4, history_steps=0, gamma=0.9, seed=0,
             novelty=NoveltyConfig(
                 weight=0.0, try_share=0.0, return_share=0.0, return_policy="own", return_try_share=0.0,
-                imitate_share=0.0, imitate_first=0, cross_share=0.0, rare_place_share=0.0, of=("look",),
+                imitate_share=0.0, imitate_first=0, cross_share=0.0, carry_share=0.5, rare_place_share=0.0,
+                of=("look",),
             ),
         )  # fmt: skip
         actor = Actor(envs, [game or CorridorSpec(4)], player, config)

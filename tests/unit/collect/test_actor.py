@@ -29,6 +29,7 @@ NONE, NEW = (
         imitate_share=0.5,
         imitate_first=0,
         cross_share=0.0,
+        carry_share=0.5,
         rare_place_share=0.0,
         of=("look",),
     )

@@ -173,14 +173,31 @@ def test_in_another_condition_it_is_another_thing_to_bring_and_the_same_in_hand(
     approx(crossings(known, draw=with_a_thing), {("l", "b"): 1 - missed, None: missed})
 
 
+def both(known: Known, rng: np.random.Generator) -> Crossing | None:
+    return crossing(known, 0.5, rng)
+
+
 def test_what_finds_nothing_leaves_it_to_the_other():
     known = two_points()
     add(known, "yc", [0, 3, 5], "start", "yard", "hall")
-    approx(crossings(known, draw=crossing), {("yc", "b"): 1 / 6, None: 5 / 6})
+    approx(crossings(known, draw=both), {("yc", "b"): 1 / 6, None: 5 / 6})
     add(known, "yc", [0, 3, 5], "start", "yard", "hall", things=("key",))
     # the key to the pit in 1 of 1 + 1 + 1 + 1 / 2
     missed = 5 / 6 * (5 / 7) ** 8
-    approx(crossings(known, draw=crossing), {("yc", "b"): 1 - missed, None: missed})
+    approx(crossings(known, draw=both), {("yc", "b"): 1 - missed, None: missed})
+
+
+def test_what_has_no_share_is_not_done():
+    """Nor where the other one finds nothing; else the share is that of the things."""
+    known = two_points()
+    add(known, "yc", [0, 3, 5], "start", "yard", "hall")
+    approx(crossings(known, draw=lambda known, rng: crossing(known, 1.0, rng)), {None: 1.0})  # nothing was ever carried
+    add(known, "kc", [0, 3, 5], "start", "yard", "hall", things=("key",))
+    to_a_point_alone = crossings(known, draw=lambda known, rng: crossing(known, 0.0, rng))
+    approx(to_a_point_alone, {("kc", "b"): 1 / 6, None: 5 / 6})
+    missed = (5 / 7) ** 8  # of one with the key
+    found = crossings(known, draw=lambda known, rng: crossing(known, 0.9, rng))
+    approx(found, {("kc", "b"): 1 - missed * 5 / 6, None: missed * 5 / 6})
 
 
 def test_points_that_were_made_together_are_not_crossed():

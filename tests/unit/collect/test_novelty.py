@@ -25,6 +25,7 @@ def make(
             imitate_share=0.5,
             imitate_first=0,
             cross_share=0.0,
+            carry_share=0.5,
             rare_place_share=0.0,
             of=of,
         )
@@ -120,6 +121,7 @@ def test_counts_survive():
         {"try_share": 1.1},
         {"rare_place_share": -0.1},
         {"imitate_share": 0.6, "cross_share": 0.5},
+        {"carry_share": 1.1},
         {"imitate_first": -1},
         {"return_policy": "nobody"},
         {"of": ()},
@@ -142,6 +144,7 @@ def test_what_cannot_be_is_refused(changes):
                     "imitate_share": 0.5,
                     "imitate_first": 0,
                     "cross_share": 0.0,
+                    "carry_share": 0.5,
                     "rare_place_share": 0.0,
                     "of": ("look",),
                 }
