@@ -98,9 +98,8 @@ class Novelty:
         self.config = config
         self._entered: dict[int, int] = {}  # by state
         self._taken: dict[int, int] = {}  # by place and action; with errands also by each thing in hand
-        self.archive = Archive(
-            config.rare_place_share, config.carry_share
-        )  # empty where no episode goes back, as is the atlas
+        # these two are empty where no episode goes back
+        self.archive = Archive(config.rare_place_share, config.carry_share)
         self.atlas = Atlas()
 
     def __len__(self) -> int:
