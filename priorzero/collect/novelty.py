@@ -45,6 +45,7 @@ class NoveltyConfig:
     cross_share: float  # of these, go a way from another state of one of its places, see `crossing`
     carry_share: float  # of these, with one thing more in hand; the others to a point
     rare_place_share: float  # of the states to go back to, drawn where fewest were, whatever the score
+    count_passing: bool  # as visits, the states that a way leads past that nobody went yet
     of: Sequence[str]  # what tells states apart: parts of the observation, and what is `TOLD`
 
     def __post_init__(self) -> None:
@@ -205,18 +206,19 @@ class Novelty:
             step: where the action led to.
             trail: of the running episode; the step is added, and a state is paid for once.
             action: what was done.
-            passes: whether it only comes by, on a plan that goes on: then it did not see what can be done there.
+            passes: whether it only comes by, on a plan that goes on: then it did not see what can be done there, and
+                is no visit unless ``count_passing``.
         """
         first = self.mark(step, trail, action)
-        stays = first and not passes
+        counts = first and (self.config.count_passing or not passes)
         if self.config.return_share:
             solves = 0 < step.max_score <= step.score
             if step.done:
                 self.archive.finish(step.game, trail, solves=solves)
             else:
-                self.archive.enter(step.game, trail, counts=stays, solves=solves)
+                self.archive.enter(step.game, trail, counts=counts, solves=solves)
                 self.atlas.walk(step.game, trail.places[-2], action, trail.places[-1])
-                if stays:
+                if counts:
                     self.atlas.meet(step.game, trail.places[-1], _held(step))
         if not first or not self.config.weight:
             return 0.0

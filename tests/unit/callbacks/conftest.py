@@ -69,7 +69,7 @@ def make_collector(envs: VectorEnv, player: Player) -> Iterator[Callable[..., Co
             novelty=NoveltyConfig(
                 weight=0.0, try_share=0.0, return_share=0.0, return_policy="own", return_try_share=0.0,
                 imitate_share=0.0, imitate_first=0, cross_share=0.0, carry_share=0.5, rare_place_share=0.0,
-                of=("look",),
+                count_passing=False, of=("look",),
             ),
         )  # fmt: skip
         actor = Actor(envs, [game or CorridorSpec(4)], player, config)

@@ -31,6 +31,7 @@ NONE, NEW = (
         cross_share=0.0,
         carry_share=0.5,
         rare_place_share=0.0,
+        count_passing=False,
         of=("look",),
     )
     for weight in (0.0, 0.5)

@@ -13,7 +13,11 @@ def step(look: str, inventory: str = "", game: str = "g", actions: tuple[str, ..
 
 
 def make(
-    weight: float = 2.0, of: tuple[str, ...] = ("look",), try_share: float = 0.0, return_share: float = 0.0
+    weight: float = 2.0,
+    of: tuple[str, ...] = ("look",),
+    try_share: float = 0.0,
+    return_share: float = 0.0,
+    count_passing: bool = False,
 ) -> Novelty:
     return Novelty(
         NoveltyConfig(
@@ -27,6 +31,7 @@ def make(
             cross_share=0.0,
             carry_share=0.5,
             rare_place_share=0.0,
+            count_passing=count_passing,
             of=of,
         )
     )
@@ -146,6 +151,7 @@ def test_what_cannot_be_is_refused(changes):
                     "cross_share": 0.0,
                     "carry_share": 0.5,
                     "rare_place_share": 0.0,
+                    "count_passing": False,
                     "of": ("look",),
                 }
                 | changes
@@ -288,16 +294,17 @@ def test_a_share_of_the_episodes_crosses():
     assert abs(len(crossed) / 400 - 0.5 / 6) < 0.04  # half of the pairs' turns, where the shed is still to come: 1 of 3
 
 
-def test_what_a_plan_comes_by_is_known_and_not_counted():
-    """Neither as a visit nor as where its things have been; its novelty is paid for."""
-    novelty, trail = make(return_share=1.0, weight=2.0), Trail(1)
+@pytest.mark.parametrize("counted", [False, True])
+def test_what_a_plan_comes_by_is_known_and_counted_where_told_so(counted: bool):
+    """As a visit, and as where its things have been; its novelty is paid for in any case."""
+    novelty, trail = make(return_share=1.0, weight=2.0, count_passing=counted), Trail(1)
     novelty.mark(step("start"), trail)
     hall = replace(step("hall"), carried=("key\n04",))
     assert [novelty.visit(hall, trail, "in", passes=True), novelty.visit(step("pit"), trail, "on")] == [2.0, 2.0]
     cells = novelty.archive._cells["g"]
-    assert [(cell.place, cell.visits) for cell in cells.values()] == [("hall\n", 0), ("pit\n", 1)]
+    assert [(cell.place, cell.visits) for cell in cells.values()] == [("hall\n", int(counted)), ("pit\n", 1)]
     met = novelty.atlas.state_dict()["met"]
-    assert met["g"].keys() == {"pit\n"}
+    assert met["g"].keys() == ({"hall\n", "pit\n"} if counted else {"pit\n"})
 
 
 def test_a_share_of_the_episodes_goes_back():
