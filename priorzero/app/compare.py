@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from priorzero.app.report import read_curves, steps_to_reach
 
 _SAME_RUN = ("seed", "experiment", "name", "ckpt_path", "hydra.")  # overrides that do not tell kinds of runs apart
+_LETTERS = 80  # of a line below a picture
 Curve = list[tuple[int, float, float, float]]  # (environment step, mean, low, high) of the score's fraction
 
 
@@ -112,17 +114,19 @@ def plot_runs(folder: Path, picture: Path, env_steps: int | None) -> None:
         raise ValueError(
             f"no run below {folder} was evaluated within {env_steps} environment steps: ask for more of them"
         )
-    figure, axis = pyplot.subplots(figsize=(7, 3.3 + 0.12 * len(kinds)), layout="constrained")
+    names = {kind: f"{kind}, {f'mean of {len(c)} seeds' if len(c) > 1 else 'one seed'}" for kind, c in kinds.items()}
+    labels = {kind: textwrap.fill(name, _LETTERS) for kind, name in names.items()}
+    lines = sum(label.count("\n") + 1 for label in labels.values())
+    figure, axis = pyplot.subplots(figsize=(7, 3.3 + 0.24 * lines), layout="constrained")
     for i, (kind, curves) in enumerate(kinds.items()):
         for points in curves:
             axis.plot([p[0] for p in points], [p[1] for p in points], color=f"C{i}", alpha=0.3, linewidth=1)
         steps, means = mean_curve(curves)
-        of = "one seed" if len(curves) == 1 else f"mean of {len(curves)} seeds"
-        axis.plot(steps, means, color=f"C{i}", linewidth=2.5, label=f"{kind}, {of}")
+        axis.plot(steps, means, color=f"C{i}", linewidth=2.5, label=labels[kind])
     axis.set(xlabel="environment steps", ylabel="score / maximum")
     if axis.get_ylim()[1] > 0.5:  # else the maximum is out of sight
         axis.set_ylim(-0.03, 1.03)
     axis.grid(alpha=0.3)
-    figure.legend(fontsize="small", loc="outside lower center", ncols=2)
+    figure.legend(fontsize="small", loc="outside lower center")
     figure.savefig(picture, dpi=90)
     pyplot.close(figure)

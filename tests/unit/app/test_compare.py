@@ -52,6 +52,20 @@ def test_runs_that_were_evaluated_at_other_steps_have_a_mean() -> None:
     assert means.tolist() == [0.5, (1.0 + 0.375) / 2, (0.75 + 0.25) / 2, (0.5 + 0.125) / 2]
 
 
+@pytest.mark.parametrize("given", [(), ("collector.novelty.count_passing=true",), ("collector.num_envs=64",) * 9])
+def test_names_of_runs_fit_into_the_picture(tmp_path: Path, given: tuple[str, ...]) -> None:
+    """What lies at an edge is cut off."""
+    from matplotlib.image import imread
+
+    for n in range(3):
+        write_run(tmp_path / str(n), "zork1", 0, [0, 4], *(f"{words}{n}" for words in ("gamma=0.9", *given)))
+    plot_runs(tmp_path, tmp_path / "curves.png", None)
+    picture = imread(tmp_path / "curves.png")[..., :3]  # [height, width, 3], white is 1
+    assert picture[:, [0, -1]].min() == 1
+    assert picture[[0, -1]].min() == 1
+    assert picture.min() == 0
+
+
 def test_a_picture_that_ends_before_the_first_evaluation_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "a", 0, [0, 2])
     plot_runs(tmp_path, tmp_path / "curves.png", 0)
