@@ -44,6 +44,18 @@ def _expected() -> tuple[type[Exception], ...]:
     return *ours, *prompts, NoExperienceError, RequestFailedError, RewardError, ToolError, WeightSyncError
 
 
+def _checked(verb: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """The same, behind a look at the kinds of the values on the command line."""
+
+    def check_first(cfg: DictConfig) -> Any:
+        from priorzero.app.kinds import check_kinds, command_line
+
+        check_kinds(cfg, *command_line())
+        return verb(cfg)
+
+    return check_first
+
+
 def _run(verb: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Do it; what the user did wrong, or wanted to end, ends in a sentence instead of a traceback."""
     from priorzero.app.train import Interrupted
@@ -76,7 +88,7 @@ def train_main(cfg: DictConfig) -> float | None:
     share_cores()
     from priorzero.app.train import train
 
-    return _run(train, cfg)
+    return _run(_checked(train), cfg)
 
 
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="eval")
@@ -85,7 +97,7 @@ def eval_main(cfg: DictConfig) -> float | None:
     share_cores()
     from priorzero.app.evaluate import evaluate
 
-    return _run(evaluate, cfg)
+    return _run(_checked(evaluate), cfg)
 
 
 @hydra.main(version_base="1.3", config_path=_configs(), config_name="play")
@@ -94,4 +106,4 @@ def play_main(cfg: DictConfig) -> None:
     share_cores()
     from priorzero.app.play import play
 
-    return _run(play, cfg)
+    return _run(_checked(play), cfg)

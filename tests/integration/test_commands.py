@@ -143,6 +143,22 @@ def test_two_jobs_of_a_sweep(tmp_path: Path, tiny_encoder: Path):
     assert len({job.joinpath("train.log").read_text().partition("loss ")[2][:6] for job in jobs}) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "message"),
+    [
+        ("train", "env.max_steps=many", "env.max_steps=many: it must be a number; without this it is"),
+        ("eval", "games=train", "games=train: it must be a list, in [brackets]; without this it is [train]"),
+        ("play", "steer=perhaps", "steer=perhaps: it must be true or false; without this it is false"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_at_once(
+    command: str, given: str, message: str, tmp_path: Path, tiny_encoder: Path
+):
+    output = run(command, *overrides(tiny_encoder), given, folder=tmp_path, expect=1)
+    assert message in output
+    assert "Traceback" not in output
+
+
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
     """What it prints up to the line with ``text``."""
     seen = ""
