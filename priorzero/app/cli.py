@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from priorzero.utils.launch import own_processes, share_cores
 from priorzero.utils.logging import quiet_libraries
@@ -17,6 +18,10 @@ from priorzero.utils.logging import quiet_libraries
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+_STARTED_IN = os.getcwd()
+
+# ${hydra:runtime.cwd} is the same for a job, and is not known where Hydra makes the folder of a sweep
+OmegaConf.register_new_resolver("cwd", lambda: _STARTED_IN, replace=True)
 
 
 def _configs() -> str:

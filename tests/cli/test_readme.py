@@ -59,7 +59,7 @@ def test_there_are_commands_of_every_kind():
 def test_command_composes(command: str, tmp_path: Path):
     cfg = composed(command)
     OmegaConf.set_readonly(cfg.hydra, False)
-    cfg.hydra.runtime.output_dir, cfg.hydra.runtime.cwd = str(tmp_path), str(ROOT)
+    cfg.hydra.runtime.output_dir, cfg.paths.root = str(tmp_path), str(ROOT)
     cfg.hydra.job.num = 0
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_struct(cfg, False)

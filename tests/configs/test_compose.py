@@ -25,11 +25,11 @@ def configuration(*overrides: str, name: str = "train") -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(name, list(overrides), return_hydra_config=True)
     with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = cfg.hydra.runtime.cwd = "/nowhere"
+        cfg.hydra.runtime.output_dir = "/nowhere"
         HydraConfig.instance().set_config(cfg)
         hydra = cfg.pop("hydra")
         cfg.paths.output_dir = hydra.runtime.output_dir
-        cfg.paths.root = hydra.runtime.cwd
+        cfg.paths.root = "/nowhere"
     OmegaConf.resolve(cfg)
     return cfg
 

@@ -128,16 +128,12 @@ def test_a_wrong_choice_lists_the_right_ones(tmp_path: Path):
     assert "Key 'simulation' is not in struct" in run("train", "search.config.simulation=3", folder=tmp_path, expect=1)
 
 
-def test_two_jobs_of_a_sweep(tmp_path: Path, tiny_encoder: Path):
-    quick = [
-        "debug=fdr",
-        "search.config.simulations=2",
-        "mode=world_model",
-        "evaluation.policies=[wm]",
-        "hydra.sweep.dir=sweep",
-    ]
-    run("train", "-m", *overrides(tiny_encoder), *quick, "seed=0,1", folder=tmp_path)
-    jobs = sorted((tmp_path / "sweep").glob("[0-9]"))
+@pytest.mark.parametrize("sweep", [("-m",), ("-cd", str(ROOT / "sweeps"), "-cn", "seeds")])
+def test_two_jobs_of_a_sweep(sweep: tuple[str, ...], tmp_path: Path, tiny_encoder: Path):
+    quick = ["debug=fdr", "search.config.simulations=2", "mode=world_model", "evaluation.policies=[wm]"]
+    run("train", *sweep, *overrides(tiny_encoder), *quick, "seed=0,1", folder=tmp_path)
+    (folder,) = (tmp_path / "logs" / "train" / "multiruns").glob("*/*")
+    jobs = sorted(folder.glob("[0-9]"))
     assert [job.name for job in jobs] == ["0", "1"]
     assert all((job / "checkpoints" / "000001" / "run.pt").is_file() for job in jobs)
     assert len({job.joinpath("train.log").read_text().partition("loss ")[2][:6] for job in jobs}) == 2
