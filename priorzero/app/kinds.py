@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from priorzero.app.refusals import ConfigError
+from priorzero.utils.launch import search_path
 
 
 def command_line() -> tuple[DictConfig, list[str]]:
@@ -23,14 +24,16 @@ def command_line() -> tuple[DictConfig, list[str]]:
     """
     run = HydraConfig.get()
     names = {words: words.lstrip("+~").partition("=")[0] for words in run.overrides.task}
-    places = [words for words in run.overrides.hydra if words.lstrip("+").startswith("hydra.searchpath")]
     files = [words for words, name in names.items() if name in run.runtime.choices]
     settings = [name for name in names.values() if name not in run.runtime.choices]
-    return compose(run.job.config_name, [*places, *files]), settings
+    return compose(run.job.config_name, [*search_path(run), *files]), settings
 
 
 def check_kinds(given: DictConfig, files: DictConfig, names: Sequence[str]) -> None:
-    """Refuse values of another kind than in the files. A text may become anything, and so may what is null or new.
+    """Refuse values of another kind than in the files.
+
+    A text may become anything, and so may what is null or new; and anything may become null, or refer to what is not
+    there: who reads it refuses that.
 
     Args:
         given: the configuration.

@@ -42,7 +42,7 @@ class Archive:
             game: its name.
             trail: how the episode came there; kept if it is better than what is known.
             counts: whether it is a visit: the episode had not been there before, and decides for itself what it does
-                there. To pass by on a given way says nothing about a state, even if thousands do.
+                there, or passes by where `NoveltyConfig.count_passing` has that counted.
             solves: whether the game has no more points than were made.
         """
         cells, state, walk = self._cells.setdefault(game, {}), trail.states[-1], trail.walk(len(trail.actions))

@@ -22,7 +22,7 @@ class Cell:
     things: tuple[str, ...]  # what is carried there, as in `Step.carried`: in another condition it is another thing
     made: tuple[str, ...]  # its points, see `Trail.made`
     attempted: int  # actions of the shortest way that was tried
-    visits: int = 0  # episodes that decided for themselves there, or were sent there to do so
+    visits: int = 0  # episodes that decided there for themselves, were sent there, or, where that counts, passed by
     joined: int = 0  # ways that were gone on from there as another way does, see `Archive.crossed`
 
     @property

@@ -109,8 +109,12 @@ def _job_arguments(job: Any) -> list[str]:
         for s in job.runtime.config_sources
         if s.provider in sources and s.schema == "file"
     ]
-    searchpath = [override for override in job.overrides.hydra if override.lstrip("+").startswith("hydra.searchpath")]
-    return [*found, f"--config-name={job.job.config_name}", "hydra.mode=RUN", *searchpath, *job.overrides.task]
+    return [*found, f"--config-name={job.job.config_name}", "hydra.mode=RUN", *search_path(job), *job.overrides.task]
+
+
+def search_path(job: Any) -> list[str]:
+    """The overrides of a job, Hydra's own node of its configuration, that say where more configuration files are."""
+    return [override for override in job.overrides.hydra if override.lstrip("+").startswith("hydra.searchpath")]
 
 
 @contextmanager
